@@ -1,0 +1,176 @@
+"""Drop modes: what is done to a dropped token?
+
+A drop mode is a component with
+
+    parameters(width)   tensors it learns, by name; most learn nothing
+    loss(...)           the training loss of one micro-batch, given the keep mask
+
+and the declaration `exact_counts`: does it need to know beforehand how many tokens a row keeps? Evaluation never
+comes here: it calls the model itself.
+"""
+
+from typing import Annotated, ClassVar, Literal, NamedTuple
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from tid.component import component
+from tid.model import Decoder, token_nats
+
+
+class Loss(NamedTuple):
+    """`objective` is what is minimised; `nats` the mean loss per prediction that is logged. Scalars, float32."""
+
+    objective: Tensor
+    nats: Tensor
+
+
+class Batch(NamedTuple):
+    """tokens, targets (B, T) int64; keep (B, T) bool; kept_max: no row keeps more tokens than this."""
+
+    tokens: Tensor
+    targets: Tensor
+    keep: Tensor
+    kept_max: int
+
+
+def fill(x: Tensor, keep: Tensor, vector: Tensor | float) -> Tensor:
+    """x (B, T, C) with `vector` in place of dropped tokens. `where`, never x * keep: inf · 0 is NaN backwards."""
+    return torch.where(keep[..., None], x, torch.as_tensor(vector, dtype=x.dtype, device=x.device))
+
+
+def plain_loss(model: Decoder, tokens: Tensor, targets: Tensor) -> Loss:
+    """Mean next-token cross-entropy with nothing dropped: the baseline, and every mode at rate 0."""
+    nats = token_nats(model(tokens), targets).mean()
+    return Loss(nats, nats)
+
+
+def filled_loss(model: Decoder, batch: Batch, vector: Tensor | float) -> Tensor:
+    """Mean cross-entropy of all predictions from inputs whose dropped tokens read `vector`."""
+    x = fill(model.embed(batch.tokens), batch.keep, vector)
+    return token_nats(model.logits(model.layers(x)), batch.targets).mean()
+
+
+class DropMode:
+    """Modes that learn nothing and work with any selector."""
+
+    exact_counts: ClassVar = False
+
+    def parameters(self, width: int) -> dict[str, nn.Parameter]:
+        return {}
+
+    def extra_flops(self) -> float:
+        """Floating-point operations beyond one training pass, in training passes."""
+        return 0.0
+
+
+@component
+class Zero(DropMode):
+    """The token's embedding becomes the zero vector; it is still predicted and still predicts."""
+
+    def loss(self, model: Decoder, batch: Batch, learned: nn.ParameterDict) -> Loss:
+        nats = filled_loss(model, batch, 0.0)
+        return Loss(nats, nats)
+
+
+def learned_vector(width: int) -> nn.Parameter:
+    """A mask embedding (C,). It starts at zero, so that step 0 of `mask_token` is step 0 of `zero`."""
+    return nn.Parameter(torch.zeros(width))
+
+
+@component
+class MaskToken(DropMode):
+    """The token's embedding becomes one learned vector, as BERT's [MASK]."""
+
+    def parameters(self, width: int) -> dict[str, nn.Parameter]:
+        return {"mask_vector": learned_vector(width)}
+
+    def loss(self, model: Decoder, batch: Batch, learned: nn.ParameterDict) -> Loss:
+        nats = filled_loss(model, batch, learned["mask_vector"])
+        return Loss(nats, nats)
+
+
+@component
+class Hide(DropMode):
+    """Nobody attends to the token but itself; its embedding and its own prediction stay."""
+
+    def loss(self, model: Decoder, batch: Batch, learned: nn.ParameterDict) -> Loss:
+        length = batch.tokens.shape[1]
+        causal = torch.ones(length, length, dtype=torch.bool, device=batch.tokens.device).tril()
+        itself = torch.eye(length, dtype=torch.bool, device=batch.tokens.device)
+        visible = (causal & batch.keep[:, None, :] | itself)[:, None]
+        x = model.layers(model.embed(batch.tokens), visible=visible)
+        nats = token_nats(model.logits(x), batch.targets).mean()
+        return Loss(nats, nats)
+
+
+@component
+class Skip(DropMode):
+    """Dropped tokens skip the middle layers, which see only the kept ones at their true positions: compute is saved.
+
+    The first `first_layers` and the last `last_layers` layers see everything (random-LTD, Yao et al. 2022). Kept
+    tokens keep their order, so the causal mask of the gathered sequence is the true one. The gathered length is
+    `kept_max` rounded up to an eighth of the context: few static shapes.
+    """
+
+    first_layers: Annotated[int, Field(ge=0)]
+    last_layers: Annotated[int, Field(ge=0)]
+    exact_counts: ClassVar = True
+
+    def loss(self, model: Decoder, batch: Batch, learned: nn.ParameterDict) -> Loss:
+        end = model.shape.num_layers - self.last_layers
+        if self.first_layers >= end:
+            raise ValueError(
+                f"drop_mode=skip leaves no layer to skip: first_layers {self.first_layers} + last_layers "
+                f"{self.last_layers} must be less than num_layers {model.shape.num_layers}"
+            )
+        x = model.layers(model.embed(batch.tokens), last=self.first_layers)
+        x = self.middle(model, x, batch, end)
+        nats = token_nats(model.logits(model.layers(x, first=end)), batch.targets).mean()
+        return Loss(nats, nats)
+
+    def middle(self, model: Decoder, x: Tensor, batch: Batch, end: int) -> Tensor:
+        """Middle layers on the kept tokens of x (B, T, C); dropped ones pass unchanged."""
+        length = x.shape[1]
+        eighth = max(1, length // 8)
+        size = min(length, -(-batch.kept_max // eighth) * eighth)
+        index = (~batch.keep).byte().argsort(dim=1, stable=True)[:, :size]  # kept tokens first, in order
+        rows = index[..., None].expand(-1, -1, x.shape[2])
+        rope = tuple(table[index][:, None] for table in model.rope(length))
+        gathered = x.gather(1, rows)
+        y = model.layers(gathered, rope=rope, first=self.first_layers, last=end)
+        kept = batch.keep.gather(1, index)[..., None]
+        return x.scatter(1, rows, torch.where(kept, y, gathered))
+
+
+@component
+class LossMask(DropMode):
+    """The token stays an input but is not trained on as a target, as in selective language modelling (Rho-1,
+    Lin et al. 2024). The mean is over the targets that are left."""
+
+    def loss(self, model: Decoder, batch: Batch, learned: nn.ParameterDict) -> Loss:
+        nats = token_nats(model(batch.tokens), batch.targets)
+        # the token at position t+1 is the target at t; the last target is no input and is always kept
+        kept = torch.cat((batch.keep[:, 1:], torch.ones_like(batch.keep[:, :1])), dim=1)
+        return Loss(torch.where(kept, nats, 0.0).sum() / kept.sum(), nats.detach().mean())
+
+
+@component
+class MaskAux(DropMode):
+    """Clean loss + `weight` × the loss from inputs whose dropped tokens are filled: masked-input regularisation
+    (arXiv 2606.06888, weight 0.4). `fill` is the zero vector or a learned one. Two passes; the clean loss is logged."""
+
+    weight: Annotated[float, Field(gt=0)]
+    fill: Literal["zero", "mask_token"]
+
+    def parameters(self, width: int) -> dict[str, nn.Parameter]:
+        return {"mask_vector": learned_vector(width)} if self.fill == "mask_token" else {}
+
+    def extra_flops(self) -> float:
+        return 1.0
+
+    def loss(self, model: Decoder, batch: Batch, learned: nn.ParameterDict) -> Loss:
+        clean = plain_loss(model, batch.tokens, batch.targets).nats
+        masked = filled_loss(model, batch, learned["mask_vector"] if self.fill == "mask_token" else 0.0)
+        return Loss(clean + self.weight * masked, clean)

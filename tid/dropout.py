@@ -1,0 +1,158 @@
+"""Token-importance dropout: gather what the scorer needs, score, select. One object per run."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tid import randomness
+from tid.drop_modes import Batch
+from tid.model import Decoder
+from tid.scorers import Evidence, NoScorer
+from tid.schedules import NoDrop, rate_band
+
+LOGIT_CHUNK_BYTES = 1 << 30  # scoring from logits goes row by row once (B, T, V) float32 would be larger
+
+
+def check_combination(scorer: Any, selector: Any, mode: Any, schedule: Any, protect_first: int) -> None:
+    """Raise ValueError, with the reason, for components that make no sense together."""
+    if isinstance(scorer, NoScorer) or isinstance(schedule, NoDrop):
+        return  # the baseline: the rest is not used
+    if getattr(scorer, "of", None) == "predicted" and protect_first < 1:
+        raise ValueError(
+            f"scorer {type(scorer).__name__} with of=predicted has no score for the first position, which nothing "
+            "predicts: set protect_first=1 or more, or scorer.of=predicting"
+        )
+    if mode.exact_counts and not selector.exact:
+        raise ValueError(
+            f"drop_mode {type(mode).__name__} gathers a known number of tokens, but selector "
+            f"{type(selector).__name__} only approaches the rate: use selector=lowest, highest or sampled"
+        )
+
+
+def never_drops(scorer: Any, schedule: Any) -> bool:
+    """Is this the plain baseline?"""
+    return isinstance(scorer, NoScorer) or isinstance(schedule, NoDrop)
+
+
+@torch.no_grad()
+def logit_scores(model: Decoder, scorer: Any, e: Evidence) -> Tensor:
+    """Scores (B, T) of a scorer that needs logits, in as many row chunks as keep the logits small."""
+    x = model.layers(model.embed(e.tokens))
+    row_bytes = 4 * e.tokens.shape[1] * model.shape.vocab_size
+    chunk = max(1, LOGIT_CHUNK_BYTES // row_bytes)
+    scores = []
+    for at in range(0, len(x), chunk):
+        rows = slice(at, at + chunk)
+        part = Evidence(e.tokens[rows], e.targets[rows], e.embeddings, e.counts, e.noise[rows])
+        part.logits = model.logits(x[rows]).float()
+        scores.append(scorer(part))
+    return torch.cat(scores)
+
+
+def embedding_gradients(model: Decoder, tokens: Tensor, targets: Tensor) -> Tensor:
+    """∂L/∂e_t for every input token, (B, T, C) float32, L the loss summed over all predictions.
+
+    `torch.autograd.grad` leaves every `.grad` alone. The sum, not the mean, keeps fp16 gradients away from
+    underflow without any scale, so the scores do not depend on the GradScaler's.
+    """
+    with torch.enable_grad():
+        inputs = model.embed(tokens).detach().requires_grad_()
+        logits = model.logits(model.layers(inputs)).float()
+        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
+        return torch.autograd.grad(loss, inputs)[0].float()
+
+
+def score(model: Decoder, scorer: Any, e: Evidence) -> Tensor:
+    """Importance (B, T) float32 of every input token of an un-dropped pass. Touches no `.grad`, RNG or batch."""
+    if scorer.needs == "logits":
+        return logit_scores(model, scorer, e)
+    if scorer.needs == "gradients":
+        e.gradients = embedding_gradients(model, e.tokens, e.targets)
+    elif scorer.needs == "attention":
+        mass: list[Tensor] = []
+        with torch.no_grad():
+            model.layers(model.embed(e.tokens), mass=mass)
+        e.attention = torch.stack(mass)
+    elif scorer.needs != "nothing":
+        raise ValueError(
+            f"scorer {type(scorer).__name__} needs {scorer.needs!r}: wanted nothing, logits, attention or gradients"
+        )
+    with torch.no_grad():
+        return scorer(e).float()
+
+
+@dataclass
+class Choice:
+    """keep (B, T) bool; scores (B, T) float32 as the scorer gave them; dropped, droppable, bad_rows: counts, 0-dim."""
+
+    keep: Tensor
+    scores: Tensor
+    dropped: Tensor
+    droppable: Tensor
+    bad_rows: Tensor
+
+
+class TokenDropout:
+    """Chooses which input tokens of a batch are dropped.
+
+    `counts` (V,) are the training text's token counts, `protected_token` (EOT) is never dropped, nor are the first
+    `protect_first` positions. `state` is the selector's memory; it belongs into the checkpoint.
+    """
+
+    def __init__(
+        self,
+        scorer: Any,
+        selector: Any,
+        schedule: Any,
+        *,
+        counts: Tensor,
+        protect_first: int,
+        protected_token: int,
+        seed: int,
+    ) -> None:
+        self.scorer, self.selector, self.schedule = scorer, selector, schedule
+        self.counts, self.seed = counts, seed
+        self.protect_first, self.protected_token = protect_first, protected_token
+        self.state = {name: t.to(counts.device) for name, t in selector.initial_state().items()}
+
+    def band(self, progress: float) -> tuple[float, float]:
+        """Lowest and highest drop rate that a sequence may draw at `progress`."""
+        return (0.0, 0.0) if isinstance(self.scorer, NoScorer) else rate_band(self.schedule, progress)
+
+    def row_rates(self, band: Tensor, samples: Tensor) -> Tensor:
+        """Drop rate (B,) float64 of each sequence; `band` holds (low, high), `samples` (B,) its running numbers."""
+        u = randomness.uniform(self.seed, randomness.ROW_RATE, samples, 1)[:, 0].double()
+        return torch.lerp(band[0].expand_as(u), band[1].expand_as(u), u)
+
+    def droppable(self, tokens: Tensor) -> Tensor:
+        """(B, T) bool: everything but EOT and the first positions."""
+        allowed = tokens != self.protected_token
+        allowed[:, : self.protect_first] = False
+        return allowed
+
+    def scores(self, model: Decoder, tokens: Tensor, targets: Tensor, samples: Tensor) -> Tensor:
+        """Importance (B, T) float32 from the model as it stands, on un-dropped inputs."""
+        noise = randomness.uniform(self.seed, randomness.SCORES, samples, tokens.shape[1])
+        table = model.embed_tokens.weight[: model.shape.vocab_size]
+        return score(model, self.scorer, Evidence(tokens, targets, table, self.counts, noise))
+
+    @torch.no_grad()
+    def choose(self, scores: Tensor, tokens: Tensor, band: Tensor, samples: Tensor) -> Choice:
+        """Keep mask for scores (B, T).
+
+        A score that is not finite decides nothing: its whole row is counted in `bad_rows` and chosen at random,
+        or kept whole by a selector that drops no exact count.
+        """
+        noise = randomness.uniform(self.seed, randomness.SELECTION, samples, tokens.shape[1])
+        droppable = self.droppable(tokens)
+        bad = (~scores.isfinite() & droppable).any(dim=1, keepdim=True)
+        ranked = torch.where(bad, noise, scores.masked_fill(~droppable, 0.0))
+        chosen_from = droppable if self.selector.exact else droppable & ~bad
+        keep = self.selector(ranked, chosen_from, self.row_rates(band, samples), noise, self.state)
+        return Choice(keep, scores, (~keep).sum(), droppable.sum(), bad.sum())
+
+
+__all__ = ["Batch", "Choice", "TokenDropout", "check_combination", "never_drops", "score"]

@@ -1,0 +1,220 @@
+"""A GPT-2-sized decoder in Llama's architecture: RoPE, RMSNorm, SwiGLU, tied embeddings, no bias anywhere.
+
+Parameter names and the rotary layout follow Hugging Face's ``LlamaForCausalLM``, so weights move over
+unchanged (`tests/test_model.py` holds the logits of both together).
+"""
+
+import math
+from typing import Annotated
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from tid.component import component
+
+PAD_VOCAB_TO = 64  # rows of the embedding are padded to this multiple: matrix units want it
+
+
+@component
+class GPT:
+    """Shape of the model. ``build()`` makes it; Llama's own names for the fields.
+
+    Raises ValueError when the heads do not divide the width into an even head size (RoPE rotates pairs).
+    """
+
+    num_layers: Annotated[int, Field(ge=1)]
+    hidden_size: Annotated[int, Field(ge=2)]
+    num_heads: Annotated[int, Field(ge=1)]
+    intermediate_size: Annotated[int, Field(ge=1)]
+    vocab_size: Annotated[int, Field(ge=2)]
+    rope_theta: Annotated[float, Field(gt=0)]
+    norm_eps: Annotated[float, Field(gt=0)]
+    init_std: Annotated[float, Field(gt=0)]
+
+    def __post_init__(self) -> None:
+        if self.hidden_size % self.num_heads or (self.hidden_size // self.num_heads) % 2:
+            raise ValueError(
+                f"hidden_size must be an even multiple of num_heads, got {self.hidden_size} and {self.num_heads}"
+            )
+
+    def build(self, seed: int) -> "Decoder":
+        """The model in float32 on the CPU, initialised from `seed` alone."""
+        return Decoder(self, torch.Generator().manual_seed(seed))
+
+    def flops_per_token(self, context: int) -> float:
+        """Forward and backward floating-point operations per token: 6 per matrix weight and the attention
+        products, causal half not subtracted (Chowdhery et al. 2022, PaLM, appendix B). A forward pass is a third."""
+        block = 4 * self.hidden_size**2 + 3 * self.hidden_size * self.intermediate_size
+        matrix = self.num_layers * block + self.hidden_size * self.vocab_size
+        return 6.0 * matrix + 12.0 * self.num_layers * self.hidden_size * context
+
+
+def rope_table(length: int, head_size: int, theta: float, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Cosines and sines (length, head_size), float32, of rotary position embedding (Su et al. 2021)."""
+    frequency = theta ** (-torch.arange(0, head_size, 2, device=device, dtype=torch.float32) / head_size)
+    angle = torch.arange(length, device=device, dtype=torch.float32)[:, None] * frequency
+    angle = torch.cat((angle, angle), dim=-1)
+    return angle.cos(), angle.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate x (B, H, T, head_size) by its positions' angles; pairs are (i, i + head_size / 2), as in Llama."""
+    left, right = x.chunk(2, dim=-1)
+    return (x * cos + torch.cat((-right, left), dim=-1) * sin).to(x.dtype)
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm (Zhang & Sennrich 2019), in float32 whatever the precision around it.
+
+    `eps` matters: at a zeroed token the Jacobian is 1/√eps, which at a dtype's own eps ends a bf16 run in NaN.
+    """
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x.float(), self.weight.shape, self.weight, self.eps).to(x.dtype)
+
+
+class Attention(nn.Module):
+    """Causal multi-head self-attention with rotary positions."""
+
+    def __init__(self, shape: GPT) -> None:
+        super().__init__()
+        self.num_heads = shape.num_heads
+        for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
+            self.add_module(name, nn.Linear(shape.hidden_size, shape.hidden_size, bias=False))
+
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], visible: Tensor | None, mass: list | None) -> Tensor:
+        """x (B, T, C) → (B, T, C). `visible` (B, 1, T, T) replaces the causal mask; True = may attend.
+
+        With `mass` a list, attention is computed explicitly and the probability that each key receives,
+        summed over heads and queries, is appended to it as (B, T) float32.
+        """
+        batch, length, width = x.shape
+        q, k, v = (
+            proj(x).view(batch, length, self.num_heads, -1).transpose(1, 2)
+            for proj in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        q, k = rotate(q, *rope), rotate(k, *rope)
+        if mass is not None:
+            y, weights = explicit_attention(q, k, v)
+            mass.append(weights.sum(dim=(1, 2)))
+        else:
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, is_causal=visible is None)
+        return self.o_proj(y.transpose(1, 2).reshape(batch, length, width))
+
+
+def explicit_attention(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Causal attention that shows its weights: (B, H, T, head_size) each → output and weights (B, H, T, T).
+
+    The weights are float32: SDPA returns none. Memory is B·H·T² floats, 6 MiB a layer at the reference shape.
+    """
+    length = q.shape[2]
+    logits = (q @ k.transpose(-2, -1)).float() / math.sqrt(q.shape[-1])
+    future = torch.ones(length, length, dtype=torch.bool, device=q.device).triu(1)
+    weights = logits.masked_fill(future, -torch.inf).softmax(dim=-1)
+    return weights.to(v.dtype) @ v, weights
+
+
+class MLP(nn.Module):
+    """SwiGLU feed-forward (Shazeer 2020)."""
+
+    def __init__(self, shape: GPT) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(shape.hidden_size, shape.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(shape.hidden_size, shape.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(shape.intermediate_size, shape.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block."""
+
+    def __init__(self, shape: GPT) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(shape.hidden_size, shape.norm_eps)
+        self.self_attn = Attention(shape)
+        self.post_attention_layernorm = RMSNorm(shape.hidden_size, shape.norm_eps)
+        self.mlp = MLP(shape)
+
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], visible: Tensor | None, mass: list | None) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), rope, visible, mass)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Decoder(nn.Module):
+    """The model in three parts, so that tokens can be dropped between them: `embed`, `layers`, `logits`.
+
+    Initialisation: every matrix is N(0, init_std²), the two that write into the residual stream
+    (o_proj, down_proj) N(0, init_std² / (2 · num_layers)) as in GPT-2; norms are one.
+    """
+
+    def __init__(self, shape: GPT, generator: torch.Generator) -> None:
+        super().__init__()
+        self.shape = shape
+        padded = math.ceil(shape.vocab_size / PAD_VOCAB_TO) * PAD_VOCAB_TO
+        self.embed_tokens = nn.Embedding(padded, shape.hidden_size)  # tied: also the output matrix
+        self.blocks = nn.ModuleList(Block(shape) for _ in range(shape.num_layers))
+        self.norm = RMSNorm(shape.hidden_size, shape.norm_eps)
+        self._initialise(generator)
+
+    @torch.no_grad()
+    def _initialise(self, generator: torch.Generator) -> None:
+        for name, parameter in self.named_parameters():
+            if parameter.ndim == 1:
+                assert name.endswith("norm.weight"), f"{name} has no initialisation rule"
+                continue  # norms start at one
+            residual = name.endswith(("o_proj.weight", "down_proj.weight"))
+            std = self.shape.init_std / math.sqrt(2 * self.shape.num_layers) if residual else self.shape.init_std
+            parameter.normal_(0.0, std, generator=generator)
+        self.embed_tokens.weight[self.shape.vocab_size :] = 0.0
+
+    @property
+    def parameter_count(self) -> int:
+        """Trainable parameters; the tied matrix counts once, padding rows not at all."""
+        padding = (self.embed_tokens.num_embeddings - self.shape.vocab_size) * self.shape.hidden_size
+        return sum(p.numel() for p in self.parameters()) - padding
+
+    def rope(self, length: int) -> tuple[Tensor, Tensor]:
+        """Rotary cosines and sines (T, head_size) of positions 0 … T-1."""
+        head_size = self.shape.hidden_size // self.shape.num_heads
+        return rope_table(length, head_size, self.shape.rope_theta, self.norm.weight.device)
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Token embeddings: (B, T) int64 → (B, T, C) float32."""
+        return self.embed_tokens(tokens)
+
+    def layers(
+        self,
+        x: Tensor,
+        rope: tuple[Tensor, Tensor] | None = None,
+        visible: Tensor | None = None,
+        mass: list[Tensor] | None = None,
+        first: int = 0,
+        last: int | None = None,
+    ) -> Tensor:
+        """Blocks `first` … `last`-1 on x (B, T, C). `rope` gives other positions than 0 … T-1, (B, 1, T, head_size)."""
+        rope = self.rope(x.shape[1]) if rope is None else rope
+        for block in self.blocks[first:last]:
+            x = block(x, rope, visible, mass)
+        return x
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Last layer's output (B, T, C) → next-token logits (B, T, vocab_size); padding is cut off."""
+        return F.linear(self.norm(x), self.embed_tokens.weight)[..., : self.shape.vocab_size]
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Tokens (B, T) int64 → logits (B, T, vocab_size)."""
+        return self.logits(self.layers(self.embed(tokens)))
+
+
+def token_nats(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy of each prediction in nats: (B, T, V) and (B, T) int64 → (B, T) float32."""
+    return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)

@@ -1,0 +1,111 @@
+"""From scores to a keep mask: which tokens go?
+
+A selector is a component: ``selector(scores, droppable, rate, noise, state) -> keep`` with
+
+    scores     (B, T) float32, finite; higher = more important
+    droppable  (B, T) bool, False = protected
+    rate       (B,) float64 in [0, 1), the fraction of the droppable tokens to drop
+    noise      (B, T) uniform [0, 1)
+    state      what the selector remembers between steps, tensors changed in place; made by `initial_state`
+    keep       (B, T) bool, False = dropped
+
+`exact` says whether exactly round(rate · droppable) tokens of each row go. No shape depends on the rate, so one
+compiled step serves the whole schedule.
+"""
+
+from typing import Annotated, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from tid.component import component
+
+
+def drop_counts(droppable: Tensor, rate: Tensor) -> Tensor:
+    """Tokens to drop per row, (B,) int64: round(rate · droppable), half to even as Python's round."""
+    return (droppable.sum(dim=1) * rate).round().long()
+
+
+def drop_first(order: Tensor, droppable: Tensor, rate: Tensor, noise: Tensor) -> Tensor:
+    """Keep mask (B, T) that drops, in each row, the droppable tokens smallest in `order` (B, T).
+
+    Ties are broken by `noise`: by position they would drop the first of several equal tokens every time.
+    """
+    shuffle = noise.argsort(dim=1)
+    order = order.masked_fill(~droppable, torch.inf).gather(1, shuffle)
+    ranked = shuffle.gather(1, order.argsort(dim=1, stable=True))  # positions, first to go first
+    rank = torch.empty_like(ranked).scatter_(1, ranked, torch.arange(order.shape[1], device=order.device).expand_as(ranked))
+    return (rank >= drop_counts(droppable, rate)[:, None]) | ~droppable
+
+
+class Selector:
+    """Selectors without memory."""
+
+    exact: ClassVar = True
+
+    def initial_state(self) -> dict[str, Tensor]:
+        return {}
+
+
+@component
+class Lowest(Selector):
+    """Drop the least important tokens."""
+
+    def __call__(self, scores: Tensor, droppable: Tensor, rate: Tensor, noise: Tensor, state: dict) -> Tensor:
+        return drop_first(scores, droppable, rate, noise)
+
+
+@component
+class Highest(Selector):
+    """Drop the most important tokens: the inverse control. A score that matters must lose here."""
+
+    def __call__(self, scores: Tensor, droppable: Tensor, rate: Tensor, noise: Tensor, state: dict) -> Tensor:
+        return drop_first(-scores, droppable, rate, noise)
+
+
+@component
+class Sampled(Selector):
+    """Drop at random, unimportant tokens more often: Gumbel top-k (Kool et al. 2019), which samples without
+    replacement with log-weight −z/temperature, z the score standardised over the row's droppable tokens.
+
+    Temperature → 0 is `lowest`, → ∞ is random; standardising gives it the same meaning for every scorer.
+    """
+
+    temperature: Annotated[float, Field(gt=0)]
+
+    def __call__(self, scores: Tensor, droppable: Tensor, rate: Tensor, noise: Tensor, state: dict) -> Tensor:
+        count = droppable.sum(dim=1, keepdim=True).clamp_min(1)
+        centred = scores - (scores * droppable).sum(dim=1, keepdim=True) / count
+        deviation = ((centred.square() * droppable).sum(dim=1, keepdim=True) / count).sqrt()
+        z = centred / deviation.clamp_min(torch.finfo(scores.dtype).tiny ** 0.5)
+        gumbel = -(-(noise + 2.0**-25).log()).log()
+        return drop_first(z / self.temperature - gumbel, droppable, rate, 1 - noise)
+
+
+@component
+class Threshold(Selector):
+    """Drop every token whose score is below a running estimate of the score's `rate` quantile.
+
+    Causal within the sequence: a token's fate depends on its own score and on earlier batches, never on its
+    neighbours. The estimate is an exponential moving average, with `momentum`, of each batch's quantile; counts
+    are therefore only close to the rate, and the first step drops nothing.
+    """
+
+    momentum: Annotated[float, Field(ge=0, lt=1)]
+    exact: ClassVar = False
+
+    def initial_state(self) -> dict[str, Tensor]:
+        return {"quantile": torch.tensor(0.0), "weight": torch.tensor(0.0)}
+
+    def __call__(self, scores: Tensor, droppable: Tensor, rate: Tensor, noise: Tensor, state: dict) -> Tensor:
+        seen = state["weight"] > 0
+        keep = (scores >= state["quantile"] / state["weight"].clamp_min(1e-12)) | ~droppable | ~seen
+        keep |= (rate == 0)[:, None]
+        ordered = scores.masked_fill(~droppable, torch.inf).flatten().sort().values
+        total = droppable.sum()
+        index = (rate.mean() * total).long().clamp(max=(total - 1).clamp_min(0))
+        batch_quantile = torch.where(total > 0, ordered[index], state["quantile"])
+        state["quantile"].lerp_(batch_quantile, 1 - self.momentum)
+        state["weight"].lerp_(torch.ones_like(state["weight"]), 1 - self.momentum)
+        return keep
