@@ -2,8 +2,10 @@
 
 A drop mode is a component with
 
-    parameters(width)   tensors it learns, by name; most learn nothing
-    loss(...)           the training loss of one micro-batch, given the keep mask
+    parameters(width)                     tensors it learns, by name; most learn nothing
+    loss(model, batch, learned)           the training loss of one micro-batch, given the keep mask
+    flops(shape, context, kept_max)       what training on one sequence costs
+    check(shape)                          does it fit the model?
 
 and the declaration `exact_counts`: does it need to know beforehand how many tokens a row keeps? Evaluation never
 comes here: it calls the model itself.
@@ -16,7 +18,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from tid.component import component
-from tid.model import Decoder, token_nats
+from tid.model import GPT, Decoder, token_nats
 
 
 class Loss(NamedTuple):
@@ -57,12 +59,15 @@ class DropMode:
 
     exact_counts: ClassVar = False
 
+    def check(self, shape: GPT) -> None:
+        """Raise ValueError when the mode cannot work on a model of this shape."""
+
     def parameters(self, width: int) -> dict[str, nn.Parameter]:
         return {}
 
-    def extra_flops(self) -> float:
-        """Floating-point operations beyond one training pass, in training passes."""
-        return 0.0
+    def flops(self, shape: GPT, context: int, kept_max: int) -> float:
+        """Floating-point operations of training on one sequence; see GPT.flops_per_token."""
+        return shape.flops_per_token(context) * context
 
 
 @component
@@ -105,26 +110,39 @@ class Hide(DropMode):
         return Loss(nats, nats)
 
 
+def gathered_length(context: int, kept_max: int) -> int:
+    """`kept_max` rounded up to an eighth of the context: few static shapes."""
+    eighth = max(1, context // 8)
+    return min(context, -(-kept_max // eighth) * eighth)
+
+
 @component
 class Skip(DropMode):
     """Dropped tokens skip the middle layers, which see only the kept ones at their true positions: compute is saved.
 
     The first `first_layers` and the last `last_layers` layers see everything (random-LTD, Yao et al. 2022). Kept
-    tokens keep their order, so the causal mask of the gathered sequence is the true one. The gathered length is
-    `kept_max` rounded up to an eighth of the context: few static shapes.
+    tokens keep their order, so the causal mask of the gathered sequence is the true one.
     """
 
     first_layers: Annotated[int, Field(ge=0)]
     last_layers: Annotated[int, Field(ge=0)]
     exact_counts: ClassVar = True
 
+    def check(self, shape: GPT) -> None:
+        if self.first_layers + self.last_layers >= shape.num_layers:
+            raise ValueError(
+                f"drop_mode Skip leaves no layer to skip: first_layers {self.first_layers} + last_layers "
+                f"{self.last_layers} must be less than model.num_layers {shape.num_layers}"
+            )
+
+    def flops(self, shape: GPT, context: int, kept_max: int) -> float:
+        size = gathered_length(context, kept_max)
+        middle = shape.num_layers - self.first_layers - self.last_layers
+        dense, short = shape.layer_flops_per_token(context) * context, shape.layer_flops_per_token(size) * size
+        return shape.flops_per_token(context) * context - middle * (dense - short)
+
     def loss(self, model: Decoder, batch: Batch, learned: nn.ParameterDict) -> Loss:
         end = model.shape.num_layers - self.last_layers
-        if self.first_layers >= end:
-            raise ValueError(
-                f"drop_mode=skip leaves no layer to skip: first_layers {self.first_layers} + last_layers "
-                f"{self.last_layers} must be less than num_layers {model.shape.num_layers}"
-            )
         x = model.layers(model.embed(batch.tokens), last=self.first_layers)
         x = self.middle(model, x, batch, end)
         nats = token_nats(model.logits(model.layers(x, first=end)), batch.targets).mean()
@@ -132,9 +150,7 @@ class Skip(DropMode):
 
     def middle(self, model: Decoder, x: Tensor, batch: Batch, end: int) -> Tensor:
         """Middle layers on the kept tokens of x (B, T, C); dropped ones pass unchanged."""
-        length = x.shape[1]
-        eighth = max(1, length // 8)
-        size = min(length, -(-batch.kept_max // eighth) * eighth)
+        length, size = x.shape[1], gathered_length(x.shape[1], batch.kept_max)
         index = (~batch.keep).byte().argsort(dim=1, stable=True)[:, :size]  # kept tokens first, in order
         rows = index[..., None].expand(-1, -1, x.shape[2])
         rope = tuple(table[index][:, None] for table in model.rope(length))
@@ -167,8 +183,8 @@ class MaskAux(DropMode):
     def parameters(self, width: int) -> dict[str, nn.Parameter]:
         return {"mask_vector": learned_vector(width)} if self.fill == "mask_token" else {}
 
-    def extra_flops(self) -> float:
-        return 1.0
+    def flops(self, shape: GPT, context: int, kept_max: int) -> float:
+        return 2 * super().flops(shape, context, kept_max)
 
     def loss(self, model: Decoder, batch: Batch, learned: nn.ParameterDict) -> Loss:
         clean = plain_loss(model, batch.tokens, batch.targets).nats

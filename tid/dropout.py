@@ -8,18 +8,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tid import randomness
-from tid.drop_modes import Batch
-from tid.model import Decoder
+from tid.model import GPT, Decoder
 from tid.scorers import Evidence, NoScorer
 from tid.schedules import NoDrop, rate_band
 
 LOGIT_CHUNK_BYTES = 1 << 30  # scoring from logits goes row by row once (B, T, V) float32 would be larger
 
 
-def check_combination(scorer: Any, selector: Any, mode: Any, schedule: Any, protect_first: int) -> None:
+def check_combination(scorer: Any, selector: Any, mode: Any, schedule: Any, shape: GPT, protect_first: int) -> None:
     """Raise ValueError, with the reason, for components that make no sense together."""
     if isinstance(scorer, NoScorer) or isinstance(schedule, NoDrop):
         return  # the baseline: the rest is not used
+    for thousandth in range(1001):
+        rate_band(schedule, thousandth / 1000)
+    mode.check(shape)
     if getattr(scorer, "of", None) == "predicted" and protect_first < 1:
         raise ValueError(
             f"scorer {type(scorer).__name__} with of=predicted has no score for the first position, which nothing "
@@ -30,11 +32,6 @@ def check_combination(scorer: Any, selector: Any, mode: Any, schedule: Any, prot
             f"drop_mode {type(mode).__name__} gathers a known number of tokens, but selector "
             f"{type(selector).__name__} only approaches the rate: use selector=lowest, highest or sampled"
         )
-
-
-def never_drops(scorer: Any, schedule: Any) -> bool:
-    """Is this the plain baseline?"""
-    return isinstance(scorer, NoScorer) or isinstance(schedule, NoDrop)
 
 
 @torch.no_grad()
@@ -82,6 +79,13 @@ def score(model: Decoder, scorer: Any, e: Evidence) -> Tensor:
         )
     with torch.no_grad():
         return scorer(e).float()
+
+
+def score_flops(shape: GPT, context: int, needs: str) -> float:
+    """Floating-point operations of scoring one sequence, from the training pass's: a forward pass is a third of it,
+    a backward pass that stops at the inputs another third."""
+    thirds = {"nothing": 0, "logits": 1, "attention": 1, "gradients": 2}[needs]
+    return thirds / 3 * shape.flops_per_token(context) * context
 
 
 @dataclass
@@ -153,6 +157,3 @@ class TokenDropout:
         chosen_from = droppable if self.selector.exact else droppable & ~bad
         keep = self.selector(ranked, chosen_from, self.row_rates(band, samples), noise, self.state)
         return Choice(keep, scores, (~keep).sum(), droppable.sum(), bad.sum())
-
-
-__all__ = ["Batch", "Choice", "TokenDropout", "check_combination", "never_drops", "score"]

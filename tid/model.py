@@ -46,9 +46,12 @@ class GPT:
     def flops_per_token(self, context: int) -> float:
         """Forward and backward floating-point operations per token: 6 per matrix weight and the attention
         products, causal half not subtracted (Chowdhery et al. 2022, PaLM, appendix B). A forward pass is a third."""
-        block = 4 * self.hidden_size**2 + 3 * self.hidden_size * self.intermediate_size
-        matrix = self.num_layers * block + self.hidden_size * self.vocab_size
-        return 6.0 * matrix + 12.0 * self.num_layers * self.hidden_size * context
+        return self.num_layers * self.layer_flops_per_token(context) + 6.0 * self.hidden_size * self.vocab_size
+
+    def layer_flops_per_token(self, context: int) -> float:
+        """One layer's share of `flops_per_token`."""
+        weights = 4 * self.hidden_size**2 + 3 * self.hidden_size * self.intermediate_size
+        return 6.0 * weights + 12.0 * self.hidden_size * context
 
 
 def rope_table(length: int, head_size: int, theta: float, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,6 @@ itself a device tensor, and what it measures goes into a device buffer that the 
 decides one thing: whether this step drops at all (`plan`), which the schedule tells without asking the device.
 """
 
-from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -13,14 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from tid.data.batches import Batches
-from tid.drop_modes import Batch, plain_loss
-from tid.dropout import TokenDropout
+from tid.drop_modes import Batch, DropMode, plain_loss
+from tid.dropout import TokenDropout, score_flops
 from tid.model import Decoder
+from tid.precision import autocast
 from tid.timing import Stopwatch
 
 COLUMNS = ("train_loss", "grad_norm", "dropped", "droppable", "bad_rows")
-AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 INITIAL_SCALE = 2.0**16
+PLAIN = DropMode()
 
 
 class TrainStep:
@@ -71,10 +71,7 @@ class TrainStep:
         self.token_drops = torch.zeros(vocabulary, dtype=torch.int64, device=device)
         self.last_scores: Tensor | None = None  # (B, T), of the last step that dropped; for histograms
         self.score_watch = Stopwatch(device)
-
-    def autocast(self):
-        dtype = AUTOCAST[self.precision]
-        return torch.autocast(self.device.type, dtype) if dtype else nullcontext()
+        self.train_flops, self.score_flops = 0.0, 0.0
 
     def plan(self, step: int) -> tuple[bool, int]:
         """Does `step` drop, and what is the most tokens a row of its batch can keep? Host only, no device read."""
@@ -95,6 +92,10 @@ class TrainStep:
         """Do update number `step`; steps come in order, from the one that the device counter holds."""
         drops, kept_max = self.plan(step)
         self.update(drops, kept_max)
+        samples = self.batch_size * self.accumulate_steps
+        shape, context = self.model.shape, self.batches.context
+        self.train_flops += samples * (self.mode if drops else PLAIN).flops(shape, context, kept_max)
+        self.score_flops += samples * score_flops(shape, context, self.dropout.scorer.needs) if drops else 0.0
 
     def update(self, drops: bool, kept_max: int) -> None:
         """The step itself. Nothing in it waits for the device, except optimizers that cannot skip by themselves."""
@@ -104,7 +105,7 @@ class TrainStep:
             samples = (self.step * self.accumulate_steps + micro) * self.batch_size + self.rows
             tokens, targets = self.batches.gather(samples)
             keep, counts = self.choose(tokens, targets, samples) if drops else (None, totals.new_zeros(3))
-            with self.autocast():
+            with autocast(self.precision, self.device):
                 if drops:
                     loss = self.mode.loss(self.model, Batch(tokens, targets, keep, kept_max), self.learned)
                 else:
@@ -119,7 +120,7 @@ class TrainStep:
 
     def choose(self, tokens: Tensor, targets: Tensor, samples: Tensor) -> tuple[Tensor, Tensor]:
         """Keep mask (B, T), and the counts dropped, droppable, bad rows as (3,) float32."""
-        with self.score_watch, self.autocast():
+        with self.score_watch, autocast(self.precision, self.device):
             scores = self.dropout.scores(self.model, tokens, targets, samples)
             choice = self.dropout.choose(scores, tokens, self.bands[self.step], samples)
         self.last_scores = choice.scores
@@ -167,6 +168,7 @@ class TrainStep:
             "optimizers": [o.state_dict() for o in self.optimizers],
             "selector": self.dropout.state,
             "tensors": {name: getattr(self, name) for name in self.TENSORS},
+            "flops": (self.train_flops, self.score_flops),
         }
 
     def load_state_dict(self, state: dict) -> None:
@@ -179,3 +181,4 @@ class TrainStep:
             self.dropout.state[name].copy_(tensor)
         for name in self.TENSORS:
             getattr(self, name).copy_(state["tensors"][name])
+        self.train_flops, self.score_flops = state["flops"]

@@ -1,0 +1,44 @@
+# The commands of this repository. `make` alone lists them.
+
+# The Python that makes .venv, 3.11 to 3.13: make setup PYTHON=/path/to/python3.12
+SUITS := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c '$(SUITS)' 2>/dev/null && { echo $$p; break; }; done)
+BIN := .venv/bin
+# Test workers, each with one thread: torch's own threads would fight over the cores
+JOBS ?= 2
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo train test lint clean
+
+help:  ## list these commands
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 16
+
+setup: .venv/installed  ## make .venv and install everything, at the versions of constraints.txt
+
+demo: .venv/installed  ## two short runs on real text, with and without dropping, and their comparison
+	$(BIN)/python -m tid.demo
+
+train: .venv/installed  ## train: make train ARGS="experiment=quickstart scorer=grad_norm"
+	$(BIN)/python -m tid.train $(ARGS)
+
+test: .venv/installed  ## run the tests; one file: make test ARGS=tests/test_config.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
+
+lint: .venv/installed  ## check the code with ruff
+	$(BIN)/ruff check .
+
+clean:  ## remove .venv and caches; outputs/, data/ and tokenizer/ stay
+	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Made anew whenever the dependencies change.
+.venv/installed: pyproject.toml constraints.txt
+	@'$(PYTHON)' -c '$(SUITS)' 2>/dev/null || { \
+		echo "error: TID needs Python 3.11, 3.12 or 3.13; $(or $(PYTHON),python3) is $$( \
+			'$(or $(PYTHON),python3)' --version 2>/dev/null || echo 'not there')"; \
+		echo "  name one that you have: make $(or $(MAKECMDGOALS),setup) PYTHON=/path/to/python3.12"; exit 1; } >&2
+	@echo "setting up .venv with $$('$(PYTHON)' --version): a few minutes, once"
+	'$(PYTHON)' -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@

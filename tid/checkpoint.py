@@ -1,0 +1,92 @@
+"""Checkpoints: written whole or not at all, read with ``weights_only=True``, damage noticed."""
+
+import os
+import pickle
+import zipfile
+from pathlib import Path
+
+import torch
+
+from tid.config import ConfigError
+
+LAST, BEST = "last.pt", "best.pt"
+FORMAT = 1
+
+
+class CheckpointError(ConfigError):
+    """A checkpoint that is missing, damaged or of another kind; the message says which and what to do."""
+
+
+def flush_folder(folder: Path) -> None:
+    """Make renames in `folder` survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def save(state: dict, path: Path) -> None:
+    """Write `state` (tensors and plain Python values) to `path` atomically: temporary file, fsync, rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            torch.save({"format": FORMAT, **state}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    flush_folder(path.parent)
+
+
+def link(source: Path, path: Path) -> None:
+    """Make `path` the same file as `source`, atomically and without writing it twice."""
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    temporary.unlink(missing_ok=True)
+    os.link(source, temporary)
+    temporary.replace(path)
+    flush_folder(path.parent)
+
+
+def load(path: Path, device: torch.device | str = "cpu") -> dict:
+    """Read a checkpoint. Every byte is checked against the file's own CRC-32 first.
+
+    Raises CheckpointError when the file is missing, damaged, or not a TID checkpoint.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such checkpoint; a run's are in <run folder>/checkpoints/{LAST} and {BEST}")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged:
+            raise CheckpointError(f"{path}: damaged (CRC of {damaged} is wrong)")
+        state = torch.load(path, map_location=device, weights_only=True)
+    except (zipfile.BadZipFile, EOFError, RuntimeError, OSError, pickle.UnpicklingError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{path}: damaged or no checkpoint ({error})") from error
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise CheckpointError(f"{path}: not a TID checkpoint of format {FORMAT}")
+    return state
+
+
+def load_newest(folder: Path, device: torch.device | str = "cpu") -> tuple[dict | None, list[str]]:
+    """The furthest intact checkpoint of a run's `checkpoints` folder, None without any, and what was wrong with others."""
+    states, complaints = [], []
+    for name in (LAST, BEST):
+        path = folder / name
+        if not path.exists():
+            continue
+        try:
+            states.append(load(path, device))
+        except CheckpointError as error:
+            complaints.append(str(error))
+            continue
+        break  # last.pt is always at least as far as best.pt
+    if complaints and not states:
+        raise CheckpointError(
+            "; ".join(complaints) + f": nothing to resume from. Delete {folder} to start this run again"
+        )
+    return (states[0] if states else None), complaints

@@ -1,0 +1,140 @@
+"""The command line around Hydra: wrong settings are refused kindly, before anything is written.
+
+    @cli.entry("train", check=config.check)
+    def main(cfg: DictConfig) -> None: ...
+
+    if __name__ == "__main__":
+        main()
+
+Exit codes: 0 done, 1 a bug (full traceback), 2 something the user can correct (one message; with
+HYDRA_FULL_ERROR=1 a traceback and 1), 130 interrupted, 143 terminated.
+"""
+
+import functools
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra._internal.utils import get_args_parser
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from tid import overrides
+from tid.config import ConfigError, build, plain
+
+HERE = Path(__file__).resolve().parent
+CONF = str(HERE / "conf" if (HERE / "conf").is_dir() else HERE.parent / "conf")  # a wheel has it inside tid
+FLAGS_WITHOUT_A_RUN = ("help", "hydra_help", "shell_completion", "info", "experimental_rerun")
+HYDRA_NOISE = (
+    *("To append to your", "See https://", "Set the environment", "Config search path:", "provider="),
+    *("full_key:", "object_type=", "reference_type="),
+)
+Check = Callable[[dict], Any]
+
+
+def entry(config_name: str, check: Check | None = None) -> Callable:
+    """Decorator of an entry point's `main(cfg)`: Hydra with conf/<config_name>.yaml, and kind errors.
+
+    check: called with the composed, resolved configuration before `main` is; raises ConfigError. It must be
+    quick and import no torch, since --cfg runs it too.
+    """
+
+    def decorate(main: Callable[[DictConfig], Any]) -> Callable[[], None]:
+        with_hydra = hydra.main(version_base="1.3", config_path=CONF, config_name=config_name)(_guarded(main))
+
+        @functools.wraps(main)
+        def command() -> None:
+            run(with_hydra, config_name, check)
+
+        return command
+
+    return decorate
+
+
+def run(main: Callable[[], Any], config_name: str | None = None, check: Check | None = None) -> None:
+    """Call `main`, a function under @hydra.main; a user's error becomes one message and exit code 2.
+
+    With config_name the command line's settings are examined before Hydra sees them: see `overrides.examine`.
+    """
+    os.environ.setdefault("TID_FULL_ERROR", os.environ.get("HYDRA_FULL_ERROR", "0"))
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing and exiting
+    try:
+        flags = _flags_first()
+        if config_name and not any(getattr(flags, name) for name in FLAGS_WITHOUT_A_RUN):
+            _examine(flags, config_name, check)
+        main()
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
+    except Exception as error:
+        _refuse(error)
+        raise
+
+
+def _flags_first() -> Any:
+    """Hydra's parsed flags. Settings move to the end of sys.argv, since argparse wants them in one place."""
+    arguments = sys.argv[1:]
+    settings = [a for a in arguments if not a.startswith("-") and ("=" in a or a.startswith("~"))]
+    sys.argv[1:] = [a for a in arguments if a not in settings] + settings
+    flags, unknown = get_args_parser().parse_known_args(sys.argv[1:])
+    if unknown:
+        bare = unknown[0].lstrip("-")
+        example = bare if "=" in bare else f"{bare}=..."
+        raise ConfigError(f"{unknown[0]}: no such flag; settings are written without dashes: {example}")
+    return flags
+
+
+def _examine(flags: Any, config_name: str, check: Check | None) -> None:
+    if flags.config_path or flags.config_dir:  # another search path: Hydra's own checks must do
+        return
+
+    name = flags.config_name or config_name
+    cells = [plain(cfg) for cfg in overrides.examine(flags.overrides, CONF, name, multirun=flags.multirun)]
+    for cfg in cells if check else []:
+        check(cfg)
+    for cfg in [] if flags.cfg else cells:  # components live beside torch, which --cfg has no time to import
+        build(cfg)
+
+
+def _guarded(main: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
+    """`main`, leaving with SystemExit on a user's error: for others Hydra prints a line of its own."""
+
+    @functools.wraps(main)
+    def guarded(cfg: DictConfig) -> Any:
+        try:
+            return main(cfg)
+        except Exception as error:
+            if HydraConfig.get().mode != RunMode.MULTIRUN:  # in a sweep the launcher must see it
+                _refuse(error)
+            raise
+
+    return guarded
+
+
+def _refuse(error: Exception) -> None:
+    """Print a user's error and exit with 2; return for any other error."""
+    message = kind_message(error)
+    if message is None or os.environ.get("TID_FULL_ERROR") == "1":
+        return
+    print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(2) from None
+
+
+def kind_message(error: BaseException) -> str | None:
+    """The message for an error that the user can correct; None for every other error."""
+    names = {cls.__name__ for cls in type(error).__mro__}
+    if {"ConfigError", "DataError"} & names:  # by name, since importing tid.data costs a second
+        return str(error)
+    if isinstance(error, HydraException | OmegaConfBaseException | YAMLError):
+        text = "\n".join([str(error), str(error.__cause__ or "")])
+        lines = [line for line in map(str.rstrip, text.splitlines()) if line]
+        lines = [line for line in lines if not line.strip().startswith(HYDRA_NOISE)]
+        return "\n".join(dict.fromkeys(lines[:8])) or type(error).__name__
+    return None

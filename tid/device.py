@@ -1,0 +1,108 @@
+"""Where a run computes and in what precision, and whether that can end within reason."""
+
+import shlex
+import time
+from collections.abc import Sequence
+
+import torch
+
+from tid.config import ConfigError
+
+PATIENCE_HOURS = 1.0  # device=auto starts nothing on a CPU that would take longer
+PROBE_SIZE, PROBE_SECONDS = 1024, 0.5
+# A training step reaches this share of the probe's speed: 0.68 to 0.79 for gpt_125m, 0.33 to 0.49 for gpt_20m
+# and 0.29 to 0.67 for gpt_nano, batch 8, context 128, on two cores that other processes shared.
+STEP_SHARE = 0.5
+DROPPING_GROUPS = ("scorer", "selector", "drop_mode", "drop_schedule", "seed", "protect_first")
+
+
+def choose_device(device: str) -> torch.device:
+    """The setting as a device; "auto" is CUDA where there is one. Raises ConfigError if cuda is not there."""
+    if device != "cpu" and torch.cuda.is_available():
+        return torch.device("cuda")
+    if device != "cuda":
+        return torch.device("cpu")
+    built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
+    raise ConfigError(
+        f"device=cuda: PyTorch {torch.__version__} ({built}) sees no CUDA device; check nvidia-smi and "
+        "the driver, or use device=cpu"
+    )
+
+
+def choose_precision(precision: str, device: torch.device) -> str:
+    """The setting as it is; for "auto" the fastest of fp32, bf16 and fp16 that is safe on this device."""
+    if precision != "auto":
+        return precision
+    return fastest_precision(torch.cuda.get_device_capability(device) if device.type == "cuda" else None)
+
+
+def fastest_precision(capability: tuple[int, int] | None) -> str:
+    """Precision for a CUDA compute capability; None is a CPU.
+
+    From 8.0 (Ampere) tensor cores take bf16, which has float32's range and needs no loss scaling. 7.x (Volta,
+    Turing) has them for fp16 only and emulates bf16 slowly. Below, fp16 arithmetic is slower than fp32. CPUs
+    stay in fp32: few have bf16 units, and the CPU is where results are compared bit by bit.
+    """
+    if capability is None or capability < (7, 0):
+        return "fp32"
+    return "bf16" if capability >= (8, 0) else "fp16"
+
+
+def set_matmul_precision(device: torch.device) -> None:
+    """float32 products in TF32 on CUDA: ten bits of mantissa, several times the speed. CPUs stay exact."""
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+
+
+def matmul_flops_per_second() -> float:
+    """float32 speed of this CPU with torch's threads: the best of the matrix products of half a second."""
+    a, b = torch.rand(PROBE_SIZE, PROBE_SIZE), torch.rand(PROBE_SIZE, PROBE_SIZE)
+    best, end = float("inf"), time.perf_counter() + PROBE_SECONDS
+    torch.mm(a, b)  # the first one starts the threads
+    while (start := time.perf_counter()) < end:
+        torch.mm(a, b)
+        best = min(best, time.perf_counter() - start)
+    return 2.0 * PROBE_SIZE**3 / best
+
+
+def estimate_hours(flops_per_step: float, total_steps: int) -> float:
+    """Hours that `total_steps` steps of `flops_per_step` take on this CPU, from a probe of half a second.
+
+    An estimate within a factor of two: see STEP_SHARE. Evaluations are not counted.
+    """
+    return flops_per_step * total_steps / (matmul_flops_per_second() * STEP_SHARE) / 3600.0
+
+
+def refuse_hopeless(
+    requested: str, device: torch.device, flops_per_step: float, total_steps: int, overrides: Sequence[str]
+) -> None:
+    """Raise ConfigError when device=auto has come to a CPU that would need more than about an hour.
+
+    requested: the setting `device`; overrides: the command line's settings, for the commands it suggests.
+    """
+    if requested != "auto" or device.type != "cpu":
+        return
+    hours = estimate_hours(flops_per_step, total_steps)
+    if hours <= PATIENCE_HOURS:
+        return
+    kept = [o for o in overrides if o.lstrip("+~").partition("=")[0].partition(".")[0] in DROPPING_GROUPS]
+    insisting = [*(o for o in overrides if not o.startswith("device=")), "device=cpu"]
+    raise ConfigError(
+        f"no CUDA device, and on this CPU the run would take about {in_words(hours)} "
+        f"({total_steps:,} steps of {flops_per_step / 1e9:,.0f} GFLOP).\n"
+        f"  a small model on real text, in minutes:  {command('experiment=quickstart', *kept)}\n"
+        f"  this very run, all the same:             {command(*insisting)}"
+    )
+
+
+def command(*settings: str) -> str:
+    """The shell command that trains with these settings."""
+    return shlex.join(["python", "-m", "tid.train", *settings])
+
+
+def in_words(hours: float) -> str:
+    """A duration to two digits: "3.2 hours", "12 days"."""
+    if hours < 48:
+        return f"{hours:.2g} hours"
+    days = hours / 24
+    return f"{days:.0f} days" if days < 730 else f"{days / 365:.0f} years"

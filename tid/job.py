@@ -1,0 +1,215 @@
+"""A training job: from a checked configuration to a finished run in its folder."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import OmegaConf
+
+from tid import checkpoint
+from tid.config import ConfigError, RunConfig, doubts, is_baseline, run_hash, run_slug, snake_case
+from tid.data import Corpus, load_corpus
+from tid.data.batches import Batches
+from tid.data.tokenizer import EOT
+from tid.device import choose_device, choose_precision, refuse_hopeless, set_matmul_precision
+from tid.dropout import TokenDropout, check_combination
+from tid.logs import RunLock, RunLog, read_status, say, write_csv, write_json, write_status, write_text
+from tid.loop import Preempted, Run, fit, resume
+from tid.step import TrainStep
+from tid.summary import device_name, summarise
+from tid.handle import RunInfo
+from tid.validation import Validation
+
+
+def train(config: dict, settings: RunConfig, parts: dict, overrides: list[str]) -> Path:
+    """Train in the configuration's own folder, or resume there, or say that it is done. Returns the folder.
+
+    config: resolved, as plain Python; settings: the same, checked; parts: every component by its group; overrides:
+    the command line's settings, for the commands that messages suggest. Raises ConfigError for what the user can
+    correct and SystemExit(128 + signal) after a stop by a signal.
+    """
+    started = time.perf_counter()
+    folder = Path(settings.output_dir) / settings.name / f"{run_slug(config)}-{run_hash(config)}"
+    if done_already(folder):
+        return folder
+    refuse_nonsense(settings, parts)
+    for doubt in doubts(config):
+        say(f"warning: {doubt}")
+    device = choose_device(settings.device)
+    step_tokens = settings.context * settings.batch_size * settings.accumulate_steps
+    step_flops = parts["model"].flops_per_token(settings.context) * step_tokens
+    refuse_hopeless(settings.device, device, step_flops, settings.total_steps, overrides)
+    set_matmul_precision(device)
+    corpus = load_corpus(parts["data"], settings.data_dir, settings.tokenizer_dir)
+    with RunLock(folder):
+        if done_already(folder):  # by another process, a moment ago
+            return folder
+        state, complaints = checkpoint.load_newest(folder / "checkpoints")
+        with RunLog(folder, resume_step=state["run"]["done"] if state else None) as log:
+            for complaint in complaints:
+                log.say(f"warning: {complaint}; resuming from the newest intact checkpoint")
+            try:
+                run = assemble(config, settings, parts, corpus, device, folder, log)
+                carry_out(run, state, parts["tracker"], started)
+            except BaseException as error:
+                record_failure(folder, error)
+                if isinstance(error, Preempted):
+                    log.say(str(error))
+                    raise SystemExit(128 + error.signal) from None
+                raise
+    return folder
+
+
+def done_already(folder: Path) -> bool:
+    """Has the run in `folder` ended? Says so."""
+    done = (read_status(folder) or {}).get("state") == "done"
+    if done:
+        say(f"done already: {folder}\nDelete that folder to run it again, or change the seed or any other setting.")
+    return done
+
+
+def refuse_nonsense(settings: RunConfig, parts: dict) -> None:
+    """Raise ConfigError for components that make no sense together."""
+    together = [parts[name] for name in ("scorer", "selector", "drop_mode", "drop_schedule", "model")]
+    try:
+        check_combination(*together, protect_first=settings.protect_first)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
+def assemble(
+    config: dict, settings: RunConfig, parts: dict, corpus: Corpus, device: torch.device, folder: Path, log: RunLog
+) -> Run:
+    """The run at step 0, its model initialised and its data on the device."""
+    model = parts["model"].build(settings.seed).to(device)
+    precision = choose_precision(settings.precision, device)
+    counts = np.bincount(corpus.train.tokens, minlength=model.shape.vocab_size)
+    dropout = TokenDropout(
+        parts["scorer"],
+        parts["selector"],
+        parts["drop_schedule"],
+        counts=torch.from_numpy(counts).float().to(device),
+        protect_first=settings.protect_first,
+        protected_token=EOT,
+        seed=settings.seed,
+    )
+    batches = Batches(
+        corpus.train.tokens,
+        context=settings.context,
+        stride=settings.stride,
+        seed=settings.seed,
+        protected_token=EOT,
+        device=device,
+    )
+    step = TrainStep(
+        model,
+        parts["drop_mode"],
+        dropout,
+        parts["optim"],
+        batches,
+        batch_size=settings.batch_size,
+        accumulate_steps=settings.accumulate_steps,
+        total_steps=settings.total_steps,
+        window=settings.log_every,
+        precision=precision,
+    )
+    validation = Validation(
+        corpus.val.tokens,
+        corpus.val.doc_starts,
+        corpus.token_chars,
+        corpus.token_bytes,
+        context=settings.context,
+        stride=settings.context,
+        batch_size=settings.eval_batch_size,
+        precision=precision,
+        device=device,
+    )
+    return Run(
+        step,
+        validation,
+        log=log,
+        folder=folder,
+        config=config,
+        data={"text": Path(corpus.manifest["folder"]).name}
+        | {name: facts["sha256"] for name, facts in corpus.manifest["files"].items()},
+        decode=lambda token: corpus.tokenizer.decode([token], skip_special_tokens=False),
+        total_steps=settings.total_steps,
+        log_every=settings.log_every,
+        eval_every=settings.eval_every,
+        checkpoint_every=settings.checkpoint_every,
+    )
+
+
+def carry_out(run: Run, state: dict | None, tracker: Any, started: float) -> None:
+    """Start or resume the run, train to the end, write the summary."""
+    write_text(run.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(run.config)))
+    if state:
+        resume(run, state)
+    write_status(run.folder, "running", step=run.done, total_steps=run.total_steps)
+    introduce(run)
+    with tracker.start(tracked(run)) as run.tracker:
+        fit(run)
+        summary = summarise(run, run_hash=run_hash(run.config), seconds_total=time.perf_counter() - started)
+        run.tracker.summary(flat(summary))
+    write_documents(run)
+    write_json(run.folder / "summary.json", summary)
+    write_status(run.folder, "done", step=run.done, total_steps=run.total_steps)
+    shown = ", ".join(
+        f"{when} {figures['val_loss']:.4f} nats and {figures['val_bpc']:.4f} bpc at step {figures['step']}"
+        for when, figures in (("final", run.final), ("best", run.best))
+    )
+    run.log.say(f"done. Validation: {shown}. Everything is in {run.folder}")
+
+
+def write_documents(run: Run) -> None:
+    """documents.csv: Σ nats of each validation document after the last step and at the best, and its size. A paired
+    comparison of two runs over documents needs no more."""
+    rows = zip(run.validation.document_sizes(), run.documents["final"], run.documents["best"], strict=True)
+    header = ["document", "tokens", "characters", "bytes", "final_nats", "best_nats"]
+    table = ([number, *sizes, final, best] for number, (sizes, final, best) in enumerate(rows))
+    write_csv(run.folder / "documents.csv", header, table)
+
+
+def tracked(run: Run) -> RunInfo:
+    """How the trackers know this run; the id follows from what determines its result, so a resumed run keeps it."""
+    name = run.config["name"]
+    targets = [run.config[group]["_target_"] for group in ("scorer", "drop_mode", "drop_schedule")]
+    return RunInfo(
+        name=run_slug(run.config),
+        group=name,
+        job_type="baseline" if is_baseline(run.config) else "dropout",
+        tags=tuple(snake_case(t.rpartition(".")[2]) for t in targets),
+        run_id=f"{name}-{run_hash(run.config)}".replace("/", "-"),
+        config=run.config,
+        folder=run.folder,
+        resumed=run.done > 0,
+        say=run.log.say,
+    )
+
+
+def flat(summary: dict) -> dict:
+    """The numbers of a summary, nested keys joined: {"best/val_loss": ...}."""
+    nested = {f"{key}/{name}": v for key, part in summary.items() if isinstance(part, dict) for name, v in part.items()}
+    return {key: v for key, v in (summary | nested).items() if isinstance(v, int | float)}
+
+
+def introduce(run: Run) -> None:
+    """Two lines: what is trained, on what, how."""
+    step, dropout = run.step, run.step.dropout
+    epochs = run.total_steps * run.samples_per_step / step.batches.num_sequences
+    run.log.say(
+        f"{step.model.parameter_count / 1e6:.1f}M parameters, {step.precision} on {device_name(step.device)}; "
+        f"{run.total_steps:,} steps of {run.samples_per_step} x {step.batches.context} tokens, {epochs:.1f} epochs"
+    )
+    parts = (dropout.scorer, dropout.selector, step.mode, dropout.schedule)
+    dropping = "nothing" if is_baseline(run.config) else ", ".join(map(str, parts))
+    run.log.say(f"drops {dropping}; {f'resumes at step {run.done}' if run.done else 'starts'} in {run.folder}")
+
+
+def record_failure(folder: Path, error: BaseException) -> None:
+    """status.json after anything but success."""
+    stopped = isinstance(error, Preempted | KeyboardInterrupt | SystemExit)
+    reason = str(error) or type(error).__name__
+    write_status(folder, "preempted" if stopped else "failed", reason=reason)

@@ -1,0 +1,213 @@
+"""The training loop: step, log, evaluate, checkpoint, resume, stop. `fit` reads top to bottom."""
+
+import math
+import resource
+import statistics
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from tid import checkpoint
+from tid.logs import Progress, RunLog, write_status
+from tid.signals import StopRequest
+from tid.step import COLUMNS, TrainStep
+from tid.timing import Stopwatch
+from tid.validation import Validation
+
+RESUMED = ("done", "logged", "seconds", "best", "final", "documents", "totals")
+TABLE_ROWS = 20  # tokens in the tables of most- and least-dropped tokens
+TABLE_MIN_SEEN = 20  # a rarer token's drop rate is noise
+
+
+class NonFiniteLoss(RuntimeError):
+    """The loss or its gradient stopped being a number. The weights are those of before that step."""
+
+
+class Preempted(Exception):
+    """The run was asked to stop, and has saved. `signal` is the number of the signal."""
+
+    def __init__(self, signal: int, step: int) -> None:
+        super().__init__(f"stopped by signal {signal} at step {step}; the same command resumes")
+        self.signal = signal
+
+
+@dataclass
+class Run:
+    """One training run: the parts of `fit`. Counts are in steps."""
+
+    step: TrainStep
+    validation: Validation
+    log: RunLog
+    folder: Path
+    config: dict
+    data: dict  # what the text is: label and sha256 of both parts
+    decode: Any  # token id → text
+    total_steps: int
+    log_every: int
+    eval_every: int
+    checkpoint_every: int
+    tracker: Any = None  # a handle of tid.tracking
+    done: int = 0  # updates made
+    logged: int = 0  # updates whose metrics are written
+    seconds: float = 0.0  # training time, evaluation and checkpoints included, of all sittings
+    best: dict | None = None  # the best evaluation, chosen on the even validation documents
+    final: dict = field(default_factory=dict)
+    documents: dict = field(default_factory=dict)  # nats per validation document, at "final" and at "best"
+    totals: dict = field(default_factory=lambda: {"dropped": 0.0, "droppable": 0.0, "step_ms": [], "score_ms": []})
+
+    @property
+    def samples_per_step(self) -> int:
+        return self.step.batch_size * self.step.accumulate_steps
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+
+def fit(run: Run) -> None:
+    """Train until `total_steps`, from where `run.done` stands (see `resume`).
+
+    Raises NonFiniteLoss, and Preempted on SIGINT or SIGTERM after saving: at most one step is finished first.
+    """
+    step, watch = run.step, Stopwatch(run.step.device)
+    started = time.perf_counter() - run.seconds
+    with Progress(run.total_steps, run.done, run.log) as progress, StopRequest() as stop:
+        while run.done < run.total_steps:
+            with watch:
+                step(run.done)
+            run.done += 1
+
+            progress.update(run.done)
+
+            log_due = run.done % run.log_every == 0 or run.done == run.total_steps
+            eval_due = run.done % run.eval_every == 0 or run.done == run.total_steps
+            if log_due or eval_due or step.device.type == "cpu":  # reading bad_step waits for a GPU
+                stop_if_broken(run)
+            if log_due or eval_due:
+                row = train_row(run, watch.read())
+                if eval_due:
+                    row |= evaluate(run)
+                run.seconds = time.perf_counter() - started
+                row["seconds"] = run.seconds
+                run.log.write(row)
+                run.tracker.log(row, run.done)
+                progress.update(run.done, loss=row["train_loss"], drop_rate=row["drop_rate_realised"],
+                                val_loss=row.get("val_loss"))  # fmt: skip
+            if eval_due or run.done % run.checkpoint_every == 0 or stop.signal:
+                run.seconds = time.perf_counter() - started
+                save(run)
+            if stop.signal and run.done < run.total_steps:
+                raise Preempted(stop.signal, run.done)
+
+
+def train_row(run: Run, step_ms: list[float]) -> dict[str, float]:
+    """The metrics of the steps since the last row. This is where the host waits for the device."""
+    step = run.step
+    window = np.arange(run.logged, run.done) % len(step.metrics)
+    columns = dict(zip(COLUMNS, step.metrics.cpu().double().numpy()[window].T, strict=True))
+    dropped, droppable = float(columns["dropped"].sum()), float(columns["droppable"].sum())
+    bad_rows = int(columns["bad_rows"].sum())
+    if bad_rows:
+        run.log.say(f"warning: {bad_rows} sequences since step {run.logged} had a score that is not finite; "
+                    "their dropped tokens were chosen at random")  # fmt: skip
+    run.totals["dropped"] += dropped
+    run.totals["droppable"] += droppable
+    scoring = step.score_watch.read()
+    millis = statistics.median(step_ms)
+    score_ms = statistics.median(scoring) * step.accumulate_steps if scoring else 0.0
+    run.totals["step_ms"].append(millis)
+    run.totals["score_ms"].append(score_ms)
+    tokens_per_step = run.samples_per_step * step.batches.context
+    row = {
+        "step": run.done,
+        "epoch": run.done * run.samples_per_step / step.batches.num_sequences,
+        "tokens": run.done * tokens_per_step,
+        "train_loss": float(columns["train_loss"].mean()),
+        "drop_rate_scheduled": float(step.host_bands[run.logged : run.done].mean()),
+        "drop_rate_realised": dropped / droppable if droppable else 0.0,
+        "nonfinite_score_rows": bad_rows,
+        "lr": step.optim.lr_at(run.done - 1, run.total_steps),
+        "grad_norm": float(columns["grad_norm"].mean()),
+        "step_ms": millis,
+        "score_ms": score_ms,
+        "tokens_per_second": 1000 * tokens_per_step / millis,
+        "memory_mib": peak_memory_mib(step.device),
+    }
+    run.logged = run.done
+    return row
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """Most memory held so far in MiB: the allocator's on a GPU, the process's on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def evaluate(run: Run) -> dict[str, float]:
+    """Full validation: figures for the metrics row; remembers the best, logs what was dropped to the tracker."""
+    nats = run.validation.nats(run.step.model)
+    figures = run.validation.figures(nats)
+    select, report = run.validation.halves(nats)
+    if not math.isfinite(figures.loss):
+        raise NonFiniteLoss(f"validation loss is {figures.loss} after step {run.done}; {last_good(run)}")
+    run.final = {"step": run.done, **figures.row("val"), "val_report_loss": report.loss}
+    run.documents["final"] = run.validation.document_nats(nats).tolist()
+    if run.best is None or select.loss < run.best["val_select_loss"]:
+        run.best = {**run.final, "val_select_loss": select.loss}
+        run.documents["best"] = run.documents["final"]
+    if run.step.last_scores is not None:
+        run.tracker.log_histogram("scores", run.step.last_scores.float().cpu().numpy(), run.done)
+        for name, rows in drop_tables(run).items():
+            run.tracker.log_table(name, ["token", "seen", "drop_rate"], rows, run.done)
+    return figures.row("val")
+
+
+def drop_tables(run: Run) -> dict[str, list[list]]:
+    """The most- and the least-dropped tokens of the run so far: text, times seen, share dropped."""
+    seen, drops = run.step.token_seen.cpu().numpy(), run.step.token_drops.cpu().numpy()
+    ids = np.flatnonzero(seen >= TABLE_MIN_SEEN)
+    ids = ids[np.argsort(drops[ids] / seen[ids], kind="stable")]
+    rows = [[run.decode(int(i)), int(seen[i]), float(drops[i] / seen[i])] for i in ids]
+    return {"most_dropped": rows[::-1][:TABLE_ROWS], "least_dropped": rows[:TABLE_ROWS]}
+
+
+def stop_if_broken(run: Run) -> None:
+    """Raise NonFiniteLoss, naming step, batch and last good checkpoint, if a step met a loss that is no number."""
+    bad = int(run.step.bad_step)
+    if bad < 0:
+        return
+    batch = run.step.batches.sequences(bad * run.samples_per_step, run.samples_per_step)
+    values = run.step.metrics[bad % len(run.step.metrics)]
+    loss, norm = (float(values[COLUMNS.index(name)]) for name in ("train_loss", "grad_norm"))
+    raise NonFiniteLoss(
+        f"loss {loss} or gradient norm {norm} is not finite at step {bad}, batch of training sequences "
+        f"{batch.tolist()}; the weights are those before that step; {last_good(run)}. Try a lower optim.lr, "
+        "a longer optim.warmup_steps or precision=fp32"
+    )
+
+
+def last_good(run: Run) -> str:
+    path = run.checkpoints / checkpoint.LAST
+    return f"last good checkpoint: {path}" if path.exists() else "no checkpoint had been written yet"
+
+
+def save(run: Run) -> None:
+    """Write last.pt, and make it best.pt too when its evaluation is the best so far."""
+    state = {"run": {name: getattr(run, name) for name in (*RESUMED, "config")}, "train": run.step.state_dict()}
+    last = run.checkpoints / checkpoint.LAST
+    checkpoint.save(state, last)
+    if run.best and run.best["step"] == run.done:
+        checkpoint.link(last, run.checkpoints / checkpoint.BEST)
+    write_status(run.folder, "running", step=run.done, total_steps=run.total_steps)
+
+
+def resume(run: Run, state: dict) -> None:
+    """Continue from a checkpoint's `state`."""
+    for name in RESUMED:
+        setattr(run, name, state["run"][name])
+    run.step.load_state_dict(state["train"])

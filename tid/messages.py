@@ -1,0 +1,86 @@
+"""Wording of users' errors: the nearest name, a value as YAML writes it, pydantic's findings by YAML key."""
+
+import json
+import re
+from collections.abc import Iterable
+from difflib import get_close_matches
+from typing import Any
+
+from pydantic import ValidationError
+
+
+def nearest(word: str, options: Iterable[str]) -> str | None:
+    """The option most like `word`: the same but for its path or case, or the closest; None if none is."""
+    options = list(options)
+    by_case = {option.lower(): option for option in reversed(options)}
+    leaves = {option.rpartition(".")[2]: option for option in reversed(options)}
+    close = get_close_matches(
+        word.lower(), by_case, n=1, cutoff=0.6 if len(word) > 3 else 0.75
+    )  # gpu is not cpu
+    if word in leaves:
+        return leaves[word]
+    if close:
+        return by_case[close[0]]
+    leaf = get_close_matches(word.rpartition(".")[2], leaves, n=1, cutoff=0.7)
+    return leaves[leaf[0]] if leaf else None
+
+
+def did_you_mean(word: str, options: Iterable[str], prefix: str = "") -> str:
+    """ "; did you mean <prefix><option>?" when an option is near, else the empty string."""
+    found = nearest(word, options)
+    return f"; did you mean {prefix}{found}?" if found is not None else ""
+
+
+def shown(value: Any) -> str:
+    """A value as the user would write it in YAML, shortened to one line."""
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def keys_of(cfg: dict, path: str = "") -> list[str]:
+    """Every key of a nested mapping, dotted, groups included: ["optim", "optim.lr", ...]."""
+    found = []
+    for key, value in cfg.items():
+        dotted = f"{path}.{key}" if path else str(key)
+        found += [dotted] + (keys_of(value, dotted) if isinstance(value, dict) else [])
+    return [key for key in found if not key.endswith("_target_")]
+
+
+def explain(error: ValidationError, path: str, given: dict, known: Iterable[str] = ()) -> str:
+    """pydantic's findings about the mapping `given`, found at `path`: one line for each key, at most five.
+
+    known: more keys that an unknown one may have been meant for.
+    """
+    lines = []
+    for found in error.errors():
+        keys, value = [path] if path else [], given
+        for part in found["loc"]:  # of a union's branches pydantic names the type too: only real keys count
+            if isinstance(value, dict) and (part in value or found["type"] == "missing"):
+                keys, value = [*keys, str(part)], value.get(part)
+            elif isinstance(value, list | tuple) and isinstance(part, int) and part < len(value):
+                keys, value = [*keys, str(part)], value[part]
+        line = _explain_one(found, ".".join(keys), [*known, *keys_of(given)])
+        if line not in lines:
+            lines.append(line)
+    return "\n".join(lines[:4] + ([f"... and {len(lines) - 4} more"] if len(lines) > 4 else []))
+
+
+def _explain_one(found: dict, key: str, known: list[str]) -> str:
+    kind, message, value = found["type"], found["msg"], found.get("input")
+    if kind == "extra_forbidden":
+        return f"{key}: unknown key{did_you_mean(key, [name for name in known if name != key])}"
+    if kind == "missing":
+        return f"{key}: missing; give it in the YAML or as {key}=..."
+    if kind == "value_error":
+        text = message.removeprefix("Value error, ")
+        return f"{key}: {text}" if key else text
+    if kind == "literal_error":
+        options = re.findall(r"'([^']*)'", found["ctx"]["expected"])
+        return (
+            f"{key}: wanted {found['ctx']['expected']}, got {shown(value)}{did_you_mean(str(value), options)}"
+        )
+    wanted = message.removeprefix("Input should be ").partition(", ")[0]
+    wanted = f"a value {wanted}" if wanted.startswith(("greater", "less")) else wanted
+    return f"{key}: wanted {wanted}, got {shown(value)}"

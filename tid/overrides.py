@@ -1,0 +1,170 @@
+"""Examine a command line's settings before Hydra runs: do their groups, options and keys exist?
+
+Hydra itself composes a sweep's jobs only after it has written the sweep's folder, and for an unknown key it
+suggests `+key=value`, which would add a setting that nothing reads.
+"""
+
+from collections.abc import Iterator
+
+from hydra import compose, initialize_config_dir
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
+from hydra.errors import HydraException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+
+from tid.config import ConfigError
+from tid.messages import did_you_mean, keys_of, shown
+
+OPTIONAL_GROUPS = ("experiment",)
+
+
+def examine(settings: list[str], conf: str, config_name: str, multirun: bool) -> list[DictConfig]:
+    """The composed configuration without the node hydra; of a sweep one for each value, not each combination.
+
+    settings: the overrides, as "seed=3"; conf: the folder of the YAML files. Raises ConfigError
+    for the first setting that cannot be read or whose group, option or key does not exist.
+    """
+    with initialize_config_dir(conf, version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        parser = OverridesParser.create(config_loader=loader)
+        parsed = [_parsed(setting, parser) for setting in settings]
+        for override in parsed:
+            if override.is_sweep_override() and not multirun:
+                raise ConfigError(
+                    f"{override.input_line}: several values are a sweep; to run each of them add -m: "
+                    f"-m {override.input_line}"
+                )
+            _refuse_unknown_option(override, loader)
+        return [_composed(cell, parser, loader, config_name) for cell in _cells(parsed)]
+
+
+def _parsed(setting: str, parser: OverridesParser) -> Override:
+    try:
+        override = parser.parse_overrides([setting])[0]
+    except OverrideParseException as error:
+        if "=" not in setting:
+            raise ConfigError(
+                f"{setting}: settings are written key=value, for instance {setting}=..."
+            ) from None
+        why = str(error).partition("\nSee ")[0].replace("\n", " ")
+        key, _, value = setting.partition("=")
+        raise ConfigError(
+            f"{setting}: cannot be read ({' '.join(why.split())}); "
+            f"quote a value that has special characters: '{key}=\"{value}\"'"
+        ) from None
+    if not override.key_or_group:
+        raise ConfigError(f"{setting}: settings are written key=value")
+    return override
+
+
+def _is_group(key: str, loader: ConfigLoader) -> bool:
+    return bool(loader.get_group_options(key))
+
+
+def _values(override: Override) -> list[str]:
+    """The values a setting takes, as text: one, or those of a sweep (of a range the first and the last)."""
+    if not override.is_sweep_override():
+        return [override.get_value_element_as_str()]
+    value = override.value()
+    if isinstance(value, IntervalSweep):
+        return [str(value.start), str(value.end)]
+    texts = list(override.sweep_string_iterator())
+    return [texts[0], texts[-1]] if isinstance(value, RangeSweep) and texts else texts
+
+
+def _refuse_unknown_option(override: Override, loader: ConfigLoader) -> None:
+    group = override.key_or_group
+    options = loader.get_group_options(group)
+    if override.is_delete() or not options:
+        return
+    for text in _values(override):
+        option = text.strip("'\"").removesuffix(".yaml")
+        if option in options or (option == "null" and group in OPTIONAL_GROUPS):
+            continue
+        word = "none" if option in ("null", "false", "off", "no") else option
+        other = [
+            name
+            for name in _own_groups(loader)
+            if word in loader.get_group_options(name) and word not in options
+        ]
+        hint = f"; {word} is an option of {other[0]}" if other else did_you_mean(word, options, f"{group}=")
+        raise ConfigError(
+            f"{group}={option}: no such option{hint}\n  {group} is one of {', '.join(sorted(options))}"
+        )
+
+
+def _own_groups(loader: ConfigLoader) -> list[str]:
+    return [name for name in loader.list_groups("") if name != "hydra"]
+
+
+def _cells(parsed: list[Override]) -> Iterator[list[str]]:
+    """Lists of settings without sweeps: all first values, then each other value of each sweep in turn."""
+    choices = [[_assignment(override, value) for value in _values(override)] for override in parsed]
+    first = [texts[0] for texts in choices if texts]
+    yield first
+    for index, texts in enumerate(choices):
+        for text in texts[1:]:
+            yield [*first[:index], text, *first[index + 1 :]]
+
+
+def _assignment(override: Override, value: str) -> str:
+    return (
+        override.input_line if not override.is_sweep_override() else f"{override.get_key_element()}={value}"
+    )
+
+
+def _composed(cell: list[str], parser: OverridesParser, loader: ConfigLoader, config_name: str) -> DictConfig:
+    try:
+        return compose(config_name, cell)
+    except (HydraException, ValueError):
+        _refuse_unknown_key([_parsed(setting, parser) for setting in cell], loader, config_name)
+        raise
+
+
+def _refuse_unknown_key(parsed: list[Override], loader: ConfigLoader, config_name: str) -> None:
+    """Say which key of settings that do not compose is to blame. Returns when it is none of them."""
+    groups = [o for o in parsed if _is_group(o.key_or_group, loader)]
+    for override in groups:
+        if override.is_add():
+            line = override.input_line.lstrip("+")
+            raise ConfigError(
+                f"{override.input_line}: every run has {override.key_or_group} already; write {line}"
+            )
+    cfg = compose(config_name, [o.input_line for o in groups], return_hydra_config=True)
+    for override in parsed:
+        if override not in groups and not _exists(cfg, override.key_or_group):
+            hint = _key_hint(override.key_or_group, cfg, loader)
+            raise ConfigError(f"{override.key_or_group}: unknown key{hint}")
+    for override in parsed:
+        if override not in groups and not override.is_delete():
+            try:
+                compose(config_name, [*(o.input_line for o in groups), override.input_line])
+            except HydraException as error:
+                reason = str(error.__cause__ or error).splitlines()[0]
+                raise ConfigError(f"{override.input_line}: {reason}, got {shown(override.value())}") from None
+
+
+def _key_hint(key: str, cfg: DictConfig, loader: ConfigLoader) -> str:
+    """What the unknown key may have been meant for: a neighbour in its own mapping, else any key or group."""
+    parent, _, leaf = key.rpartition(".")
+    node = OmegaConf.select(cfg, parent) if parent else None
+    if OmegaConf.is_dict(node) and not key.startswith("hydra."):
+        siblings = [str(name) for name in node if name != "_target_"]
+        option = cfg.hydra.runtime.choices.get(parent)
+        where = f"{parent}={option}" if option else parent
+        return (
+            did_you_mean(leaf, siblings, f"{parent}.") or f"; {where} has {', '.join(siblings) or 'no keys'}"
+        )
+    if key.startswith("hydra."):
+        return "; --cfg hydra shows them all"
+    ours = OmegaConf.to_container(cfg, resolve=False)
+    known = [name for name in keys_of(ours) if not name.startswith("hydra")] + _own_groups(loader)
+    return did_you_mean(key, known) or "; --cfg job shows them all"
+
+
+def _exists(cfg: DictConfig, key: str) -> bool:
+    parent, _, leaf = key.rpartition(".")
+    node = OmegaConf.select(cfg, parent, throw_on_missing=False) if parent else cfg
+    return OmegaConf.is_config(node) and (leaf in node if OmegaConf.is_dict(node) else leaf.isdigit())

@@ -1,0 +1,32 @@
+"""A polite stop: SIGINT and SIGTERM are noted, and obeyed between two steps."""
+
+import signal
+import threading
+
+
+class StopRequest:
+    """``with StopRequest() as stop``: `stop.signal` is the number of the first SIGINT or SIGTERM, 0 before.
+
+    A second SIGINT is not noted but raised as KeyboardInterrupt, for when saving itself hangs. Outside the main
+    thread, where Python delivers no signals, it does nothing.
+    """
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self) -> None:
+        self.signal = 0
+        self.previous: dict[int, object] = {}
+
+    def __enter__(self) -> "StopRequest":
+        if threading.current_thread() is threading.main_thread():
+            self.previous = {number: signal.signal(number, self.note) for number in self.SIGNALS}
+        return self
+
+    def note(self, number: int, frame) -> None:
+        if self.signal and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signal = self.signal or number
+
+    def __exit__(self, *exception) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)

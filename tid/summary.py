@@ -1,0 +1,59 @@
+"""summary.json: what a finished run reached, what it cost, and what is needed to run it again."""
+
+import platform
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+import tid
+from tid.loop import Run
+
+
+def git_sha() -> str | None:
+    """Commit of the code, "-dirty" when files differ from it; None outside a git checkout."""
+    folder = Path(tid.__file__).parent
+    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() or None
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU's name, or the CPU's architecture and number of threads."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+
+
+def summarise(run: Run, *, run_hash: str, seconds_total: float) -> dict:
+    """summary.json as a dict. Losses in nats; `best` was chosen on the even validation documents, and its
+    `val_report_loss` is on the odd ones; `final` is after the last step. Times in ms and seconds, floating-point
+    operations as counted by GPT.flops_per_token."""
+    step, totals = run.step, run.totals
+    return {
+        "final": run.final,
+        "best": run.best,
+        "steps": run.done,
+        "tokens": run.done * run.samples_per_step * step.batches.context,
+        "epochs": run.done * run.samples_per_step / step.batches.num_sequences,
+        "drop_rate": totals["dropped"] / totals["droppable"] if totals["droppable"] else 0.0,
+        "step_ms": statistics.median(totals["step_ms"]),
+        "score_ms": statistics.median(totals["score_ms"]),
+        "seconds": run.seconds,
+        "seconds_with_start": seconds_total,
+        "train_flops": step.train_flops,
+        "score_flops": step.score_flops,
+        "parameters": step.model.parameter_count,
+        "precision": step.precision,
+        "device": device_name(step.device),
+        "data": run.data,
+        "hash": run_hash,
+        "git_sha": git_sha(),
+        "versions": {"tid": tid.__version__, "torch": torch.__version__, "python": platform.python_version()},
+        "command": " ".join(sys.argv),
+    }

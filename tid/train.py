@@ -1,0 +1,23 @@
+"""Train one model: ``python -m tid.train scorer=entropy drop_schedule=linear_decay``.
+
+Everything is checked before anything is written. Running the same command again resumes an interrupted run and
+leaves a finished one alone. The run's folder is all that goes to stdout.
+"""
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from tid import cli
+from tid.config import build, check, plain
+
+
+@cli.entry("train", check=check)
+def main(cfg: DictConfig) -> None:
+    from tid.job import train  # torch waits until the settings are known to be good
+
+    config = plain(cfg)
+    print(train(config, check(config), build(config), overrides=list(HydraConfig.get().overrides.task)))
+
+
+if __name__ == "__main__":
+    main()
