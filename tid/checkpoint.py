@@ -73,7 +73,7 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict:
 
 
 def load_newest(folder: Path, device: torch.device | str = "cpu") -> tuple[dict | None, list[str]]:
-    """The furthest intact checkpoint of a run's `checkpoints` folder, None without any, and what was wrong with others."""
+    """The furthest intact checkpoint of a run's `checkpoints` folder, None without any; and what ails others."""
     states, complaints = [], []
     for name in (LAST, BEST):
         path = folder / name

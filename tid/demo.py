@@ -57,9 +57,9 @@ def table(folders: dict[str, Path]) -> str:
         times = (found["step_ms"], found["score_ms"])
         lines.append((label, *(f"{x:.3f}" for x in numbers), *(f"{x:.0f}" for x in times)))
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
-    rows = ["  ".join(cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True)))
-            for line in lines]  # fmt: skip
-    return "\n".join([rows[0], "  ".join("-" * w for w in widths), *rows[1:]])
+    lines.insert(1, tuple("-" * width for width in widths))
+    aligned = ([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])] for line in lines)
+    return "\n".join("  ".join(cells) for cells in aligned)
 
 
 def draw(folders: dict[str, Path], picture: Path) -> None:
@@ -68,7 +68,8 @@ def draw(folders: dict[str, Path], picture: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), width_ratios=(2, 1), layout="constrained")
-    for colour, (label, folder) in zip(("#000000", "#D55E00"), folders.items(), strict=True):  # safe for the colour-blind
+    colours = ("#000000", "#D55E00")  # told apart by the colour-blind too
+    for colour, (label, folder) in zip(colours, folders.items(), strict=True):
         rows, _ = read_metrics(folder)
         validated = [row for row in rows if "val_loss" in row]
         tokens = [row["tokens"] for row in rows]

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from tid import randomness
 from tid.model import GPT, Decoder
-from tid.scorers import Evidence, NoScorer
 from tid.schedules import NoDrop, rate_band
+from tid.scorers import Evidence, NoScorer
 
 LOGIT_CHUNK_BYTES = 1 << 30  # scoring from logits goes row by row once (B, T, V) float32 would be larger
 
@@ -19,8 +19,12 @@ def check_combination(scorer: Any, selector: Any, mode: Any, schedule: Any, shap
     """Raise ValueError, with the reason, for components that make no sense together."""
     if isinstance(scorer, NoScorer) or isinstance(schedule, NoDrop):
         return  # the baseline: the rest is not used
-    for thousandth in range(1001):
-        rate_band(schedule, thousandth / 1000)
+    bands = [rate_band(schedule, thousandth / 1000) for thousandth in range(1001)]
+    if not selector.exact and any(low < high for low, high in bands):
+        raise ValueError(
+            f"selector {type(selector).__name__} follows one rate for all sequences, but drop_schedule "
+            f"{type(schedule).__name__} gives each its own: use selector=lowest, highest or sampled"
+        )
     mode.check(shape)
     if getattr(scorer, "of", None) == "predicted" and protect_first < 1:
         raise ValueError(

@@ -106,8 +106,8 @@ def evaluate(settings: EvaluateConfig, data: Any | None) -> dict:
 def report(found: dict) -> str:
     """The figures for a terminal."""
     return (
-        f"{found['checkpoint']}, step {found['step']:,}, on {found['text']} "
-        f"({found['documents']:,} documents, {found['tokens']:,} tokens, stride {found['stride']}, {found['precision']})\n"
+        f"{found['checkpoint']}, step {found['step']:,}, on {found['text']} ({found['documents']:,} documents, "
+        f"{found['tokens']:,} tokens, stride {found['stride']}, {found['precision']})\n"
         f"  loss        {found['loss']:.6f} nats per token\n"
         f"  perplexity  {found['perplexity']:.4f}\n"
         f"  bpc         {found['bpc']:.6f} bits per character\n"

@@ -2,8 +2,8 @@
 
 A tracker never ends a run and never holds it up. All that its library does happens in a thread of its own;
 the methods of `Handle` only queue. (wandb 0.31, measured: logging a table to a server that has stopped
-answering takes 19 seconds.) A start is waited for at most START_SECONDS, an end at most END_SECONDS. What
-goes wrong is said in a line; the logs in the run's folder are complete in any case.
+answering takes 19 seconds.) A start and an end are waited for, but not long. What goes wrong is said in a
+line; the logs in the run's folder are complete in any case.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ from tid.logs import say
 if TYPE_CHECKING:
     import numpy as np
 
-START_SECONDS, END_SECONDS = 10.0, 15.0
-DRAIN_SECONDS = 4.0  # of END_SECONDS: for what is still queued
+START_SECONDS = 8.0  # how long a start is waited for; and at the end:
+OPEN_SECONDS = 6.0  # a start that is still not over
+DRAIN_SECONDS = 3.0  # what is still queued
+FINISH_SECONDS = 9.0  # the library's own end
 HISTOGRAM_BINS = 64
 
 # Charts are grouped by what stands before the slash. A key that is not here keeps its name.
@@ -166,10 +168,11 @@ def tracking(handle: Handle) -> Iterator[Handle]:
 
 def close(handle: Handle, code: int) -> None:
     worker = handle.worker
-    if not worker.done(lambda: None, DRAIN_SECONDS):  # stuck in a call: a run can be finished beside it
+    seconds = DRAIN_SECONDS if handle.session is not None else OPEN_SECONDS
+    if not worker.done(lambda: None, seconds):  # stuck in a call: a run can be finished beside it
         worker.report = lambda error: None  # of its own end
         worker = Worker(handle.report)
-    if not worker.done(lambda: handle.session and handle.finish(code), END_SECONDS - DRAIN_SECONDS):
+    if not worker.done(lambda: handle.session and handle.finish(code), FINISH_SECONDS):
         handle.run.say(f"{handle.title}: does not finish; no longer waited for")
         Worker(handle.report).done(handle.abandon, 1.0)
 

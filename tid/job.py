@@ -15,11 +15,11 @@ from tid.data.batches import Batches
 from tid.data.tokenizer import EOT
 from tid.device import choose_device, choose_precision, refuse_hopeless, set_matmul_precision
 from tid.dropout import TokenDropout, check_combination
+from tid.handle import RunInfo
 from tid.logs import RunLock, RunLog, read_status, say, write_csv, write_json, write_status, write_text
 from tid.loop import Preempted, Run, fit, resume
 from tid.step import TrainStep
 from tid.summary import device_name, summarise
-from tid.handle import RunInfo
 from tid.validation import Validation
 
 

@@ -84,20 +84,23 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(jsonable(value), indent=2, ensure_ascii=False) + "\n")
 
 
+def csv_text(rows: Iterable[Iterable[Any]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
+
+
+def write_csv(path: Path, header: list[str], rows: Iterable[Iterable[Any]]) -> None:
+    """Write a table as CSV, atomically."""
+    write_text(path, csv_text([header, *rows]))
+
+
 def append(path: Path, text: str) -> None:
     with open(path, "a", encoding="utf-8", errors="backslashreplace", newline="") as file:
         file.write(text)
 
 
 # ----------------------------------------------------------------------------------------------- status
-
-
-def write_csv(path: Path, header: list[str], rows: Iterable[Iterable[Any]]) -> None:
-    """Write a table as CSV, atomically."""
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerows([header, *rows])
-    write_text(path, text.getvalue())
 
 
 def now() -> str:
@@ -108,9 +111,9 @@ def read_status(folder: Path) -> dict | None:
     """status.json of a run's folder; None when there is none or it cannot be read."""
     try:
         status = json.loads((folder / STATUS).read_text(encoding="utf-8"))
+        return status if isinstance(status, dict) else None
     except (OSError, ValueError):
         return None
-    return status if isinstance(status, dict) else None
 
 
 def write_status(folder: Path, state: str, **info: Any) -> None:
@@ -189,38 +192,29 @@ class RunLog:
         self.columns = list(COLUMNS)
         rows, torn = read_metrics(folder) if resume_step is not None else ([], 0)
         rows = [row for row in rows if row["step"] <= resume_step]
-        write_text(folder / METRICS, "".join(map(self.json_line, rows)))
-        self.write_csv(rows)
+        write_text(folder / METRICS, "".join(json.dumps(row) + "\n" for row in rows))
+        self.rewrite_csv(rows)
         if torn:
             self.say(f"{folder / METRICS}: left out {torn} unreadable line{'s' if torn > 1 else ''}")
-
-    def json_line(self, row: dict) -> str:
-        return json.dumps(jsonable(row)) + "\n"
-
-    def csv_line(self, cells: Iterable) -> str:
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerow(cells)
-        return text.getvalue()
 
     def cells(self, row: dict) -> list:
         row = jsonable(row)
         return ["nan" if row.get(key, "") is None else row.get(key, "") for key in self.columns]
 
-    def write_csv(self, rows: list[dict]) -> None:
+    def rewrite_csv(self, rows: list[dict]) -> None:
         """Write metrics.csv anew, with a column for every key of `rows`."""
         self.columns += {key: None for row in rows for key in row if key not in self.columns}
-        table = [self.columns, *map(self.cells, rows)]
-        write_text(self.folder / CSV, "".join(map(self.csv_line, table)))
+        write_csv(self.folder / CSV, self.columns, map(self.cells, rows))
 
     def write(self, row: dict[str, float]) -> None:
         """Add a row to metrics.jsonl and metrics.csv. Raises ValueError unless it holds an integer "step"."""
         if type(row.get("step")) is not int:
             raise ValueError(f"row: wanted an integer under 'step', got {row.get('step')!r}")
-        append(self.folder / METRICS, self.json_line(row))
+        append(self.folder / METRICS, json.dumps(jsonable(row)) + "\n")
         if row.keys() <= set(self.columns):
-            append(self.folder / CSV, self.csv_line(self.cells(row)))
+            append(self.folder / CSV, csv_text([self.cells(row)]))
         else:  # the header grows
-            self.write_csv(read_metrics(self.folder)[0])
+            self.rewrite_csv(read_metrics(self.folder)[0])
 
     def say(self, text: str) -> None:
         """Show `text` on stderr, above the progress line, and add it to train.log."""
@@ -238,9 +232,6 @@ class RunLog:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if error is not None:
             self.note("".join(traceback.format_exception(error)))
-
-
-# ---------------------------------------------------------------------------------------------- console
 
 
 def say(text: str) -> None:
@@ -296,13 +287,12 @@ class Progress:
         parts = [f"step {step}/{self.total_steps} ({step / self.total_steps:.0%})", speed, f"{left} left"]
         return ", ".join([*parts, *([self.shown()] if self.figures else [])])
 
-    def close(self) -> None:
+    def __enter__(self) -> "Progress":
+        return self
+
+    def close(self, *exception: object) -> None:
         if self.bar is not None:
             with contextlib.suppress(OSError, ValueError):
                 self.bar.close()
 
-    def __enter__(self) -> "Progress":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
+    __exit__ = close

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
+from torch.nn.utils import skip_init
 
 from tid.component import component
 
@@ -32,6 +33,7 @@ class GPT:
     rope_theta: Annotated[float, Field(gt=0)]
     norm_eps: Annotated[float, Field(gt=0)]
     init_std: Annotated[float, Field(gt=0)]
+    init_from: Annotated[str, Field(min_length=1)] | None  # training starts from this folder's weights (tid.llama)
 
     def __post_init__(self) -> None:
         if self.hidden_size % self.num_heads or (self.hidden_size // self.num_heads) % 2:
@@ -83,6 +85,11 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x.float(), self.weight.shape, self.weight, self.eps).to(x.dtype)
 
 
+def matrix(inputs: int, outputs: int) -> nn.Linear:
+    """A linear map without bias, not initialised yet: Decoder does that from its own generator."""
+    return skip_init(nn.Linear, inputs, outputs, bias=False)
+
+
 class Attention(nn.Module):
     """Causal multi-head self-attention with rotary positions."""
 
@@ -90,13 +97,13 @@ class Attention(nn.Module):
         super().__init__()
         self.num_heads = shape.num_heads
         for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
-            self.add_module(name, nn.Linear(shape.hidden_size, shape.hidden_size, bias=False))
+            self.add_module(name, matrix(shape.hidden_size, shape.hidden_size))
 
     def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], visible: Tensor | None, mass: list | None) -> Tensor:
         """x (B, T, C) → (B, T, C). `visible` (B, 1, T, T) replaces the causal mask; True = may attend.
 
-        With `mass` a list, attention is computed explicitly and the probability that each key receives,
-        summed over heads and queries, is appended to it as (B, T) float32.
+        With `mass` a list, attention is computed explicitly and the probability that each key receives from all
+        queries, averaged over heads, is appended to it as (B, T) float32.
         """
         batch, length, width = x.shape
         q, k, v = (
@@ -106,7 +113,7 @@ class Attention(nn.Module):
         q, k = rotate(q, *rope), rotate(k, *rope)
         if mass is not None:
             y, weights = explicit_attention(q, k, v)
-            mass.append(weights.sum(dim=(1, 2)))
+            mass.append(weights.mean(dim=1).sum(dim=1))
         else:
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, is_causal=visible is None)
         return self.o_proj(y.transpose(1, 2).reshape(batch, length, width))
@@ -129,9 +136,9 @@ class MLP(nn.Module):
 
     def __init__(self, shape: GPT) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(shape.hidden_size, shape.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(shape.hidden_size, shape.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(shape.intermediate_size, shape.hidden_size, bias=False)
+        self.gate_proj = matrix(shape.hidden_size, shape.intermediate_size)
+        self.up_proj = matrix(shape.hidden_size, shape.intermediate_size)
+        self.down_proj = matrix(shape.intermediate_size, shape.hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
@@ -163,7 +170,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.shape = shape
         padded = math.ceil(shape.vocab_size / PAD_VOCAB_TO) * PAD_VOCAB_TO
-        self.embed_tokens = nn.Embedding(padded, shape.hidden_size)  # tied: also the output matrix
+        self.embed_tokens = skip_init(nn.Embedding, padded, shape.hidden_size)  # tied: also the output matrix
         self.blocks = nn.ModuleList(Block(shape) for _ in range(shape.num_layers))
         self.norm = RMSNorm(shape.hidden_size, shape.norm_eps)
         self._initialise(generator)

@@ -1,6 +1,6 @@
 """Optimizers: how the parameters are grouped, what updates them, and the learning rate by step.
 
-An optimizer is a component: ``build(parameters, fused) -> list of torch optimizers`` and ``lr_at(step, total_steps)``.
+An optimizer is a component: ``build(parameters) -> list of torch optimizers`` and ``lr_at(step, total_steps)``.
 Weight decay is for matrices only; norms and mask vectors have none.
 """
 

@@ -23,7 +23,7 @@ def uniform(seed: int, purpose: int, samples: Tensor, length: int) -> Tensor:
     `purpose` keeps the streams of different uses apart.
     """
     key = mix32(torch.full_like(samples, (seed * 0x9E3779B1 + purpose * 0x85EBCA77) & MASK32))
-    row = mix32(key ^ (samples & MASK32)) ^ mix32((key + (samples >> 32)) & MASK32)
+    row = mix32(key ^ (samples & MASK32)) ^ mix32((key + (samples >> 32) + 0x9E3779B9) & MASK32)
     position = torch.arange(length, device=samples.device)
     bits = mix32(mix32(row)[:, None] ^ mix32((position + 0x68E31DA4) & MASK32)[None, :])
     return (bits >> 8).float() * 2.0**-24

@@ -15,6 +15,12 @@ Rate = Annotated[float, Field(ge=0, lt=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
+def check_at_most(name: str, value: float, rate: float) -> None:
+    """Raise ValueError when `value` is larger than `rate`, which is the largest rate reached."""
+    if value > rate:
+        raise ValueError(f"{name} must be at most rate ({rate}), got {value}")
+
+
 @component
 class NoDrop:
     """Nothing is dropped: the plain baseline."""
@@ -40,6 +46,9 @@ class LinearDecay:
     rate: Rate
     end_rate: Rate
 
+    def __post_init__(self) -> None:
+        check_at_most("end_rate", self.end_rate, self.rate)
+
     def __call__(self, progress: float) -> float:
         return self.rate + (self.end_rate - self.rate) * progress
 
@@ -51,6 +60,9 @@ class LinearRamp:
     start_rate: Rate
     rate: Rate
 
+    def __post_init__(self) -> None:
+        check_at_most("start_rate", self.start_rate, self.rate)
+
     def __call__(self, progress: float) -> float:
         return self.start_rate + (self.rate - self.start_rate) * progress
 
@@ -61,6 +73,9 @@ class CosineDecay:
 
     rate: Rate
     end_rate: Rate
+
+    def __post_init__(self) -> None:
+        check_at_most("end_rate", self.end_rate, self.rate)
 
     def __call__(self, progress: float) -> float:
         return self.end_rate + (self.rate - self.end_rate) * 0.5 * (1 + math.cos(math.pi * progress))
@@ -120,6 +135,9 @@ class Cyclic:
     rate: Rate
     cycles: Annotated[int, Field(ge=1)]
 
+    def __post_init__(self) -> None:
+        check_at_most("low", self.low, self.rate)
+
     def __call__(self, progress: float) -> float:
         phase = progress * self.cycles % 1.0
         return self.low + (self.rate - self.low) * (1 - abs(2 * phase - 1))
@@ -127,10 +145,13 @@ class Cyclic:
 
 @component
 class Uniform:
-    """Each sequence draws its own rate from U[low, rate]: masked-input regularisation (arXiv 2606.06888) has [0, 0.5]."""
+    """Each sequence draws its own rate from U[low, rate]: [0, 0.5] in arXiv 2606.06888 (MIR)."""
 
     low: Rate
     rate: Rate
+
+    def __post_init__(self) -> None:
+        check_at_most("low", self.low, self.rate)
 
     def __call__(self, progress: float) -> tuple[float, float]:
         return self.low, self.rate

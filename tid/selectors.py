@@ -21,10 +21,27 @@ from torch import Tensor
 
 from tid.component import component
 
+PAIRWISE_LENGTH = 512
+
 
 def drop_counts(droppable: Tensor, rate: Tensor) -> Tensor:
     """Tokens to drop per row, (B,) int64: round(rate · droppable), half to even as Python's round."""
     return (droppable.sum(dim=1) * rate).round().long()
+
+
+def ranks(order: Tensor, tie: Tensor) -> Tensor:
+    """Rank (B, T) int64 of each element of a row by (order, tie, position), 0 for the smallest.
+
+    Rows of usual length compare all pairs, which is one fused pass on a GPU where a sort is many; long ones sort.
+    """
+    if order.shape[1] > PAIRWISE_LENGTH:
+        shuffle = tie.argsort(dim=1, stable=True)
+        ranked = shuffle.gather(1, order.gather(1, shuffle).argsort(dim=1, stable=True))
+        return ranked.argsort(dim=1)
+    mine, other = order[:, :, None], order[:, None, :]
+    earlier = torch.ones(order.shape[1], order.shape[1], dtype=torch.bool, device=order.device).tril(-1)
+    first = (tie[:, None, :] < tie[:, :, None]) | (tie[:, None, :] == tie[:, :, None]) & earlier
+    return ((other < mine) | (other == mine) & first).sum(dim=2)
 
 
 def drop_first(order: Tensor, droppable: Tensor, rate: Tensor, noise: Tensor) -> Tensor:
@@ -32,10 +49,7 @@ def drop_first(order: Tensor, droppable: Tensor, rate: Tensor, noise: Tensor) ->
 
     Ties are broken by `noise`: by position they would drop the first of several equal tokens every time.
     """
-    shuffle = noise.argsort(dim=1)
-    order = order.masked_fill(~droppable, torch.inf).gather(1, shuffle)
-    ranked = shuffle.gather(1, order.argsort(dim=1, stable=True))  # positions, first to go first
-    rank = torch.empty_like(ranked).scatter_(1, ranked, torch.arange(order.shape[1], device=order.device).expand_as(ranked))
+    rank = ranks(order.masked_fill(~droppable, torch.inf), noise)
     return (rank >= drop_counts(droppable, rate)[:, None]) | ~droppable
 
 
@@ -76,9 +90,10 @@ class Sampled(Selector):
 
     def __call__(self, scores: Tensor, droppable: Tensor, rate: Tensor, noise: Tensor, state: dict) -> Tensor:
         count = droppable.sum(dim=1, keepdim=True).clamp_min(1)
+        scores = scores.double()  # squares of any float32 are finite
         centred = scores - (scores * droppable).sum(dim=1, keepdim=True) / count
         deviation = ((centred.square() * droppable).sum(dim=1, keepdim=True) / count).sqrt()
-        z = centred / deviation.clamp_min(torch.finfo(scores.dtype).tiny ** 0.5)
+        z = centred / deviation.clamp_min(1e-150)
         gumbel = -(-(noise + 2.0**-25).log()).log()
         return drop_first(z / self.temperature - gumbel, droppable, rate, 1 - noise)
 
@@ -107,5 +122,5 @@ class Threshold(Selector):
         index = (rate.mean() * total).long().clamp(max=(total - 1).clamp_min(0))
         batch_quantile = torch.where(total > 0, ordered[index], state["quantile"])
         state["quantile"].lerp_(batch_quantile, 1 - self.momentum)
-        state["weight"].lerp_(torch.ones_like(state["weight"]), 1 - self.momentum)
+        state["weight"].lerp_(torch.where(total > 0, 1.0, state["weight"]), 1 - self.momentum)
         return keep

@@ -19,7 +19,7 @@ from tid.precision import autocast
 from tid.timing import Stopwatch
 
 COLUMNS = ("train_loss", "grad_norm", "dropped", "droppable", "bad_rows")
-INITIAL_SCALE = 2.0**16
+INITIAL_SCALE, SMALLEST_SCALE = 2.0**16, 2.0**-24  # fp16 gradients that overflow even at the last are broken
 PLAIN = DropMode()
 
 
@@ -59,6 +59,7 @@ class TrainStep:
         self.lr_table = torch.tensor([optim.lr_at(s, total_steps) for s in steps], device=device)
         self.host_bands = np.array([dropout.band(s / total_steps) for s in steps])
         self.bands = torch.tensor(self.host_bands, device=device)  # float64: k = round(rate · n) as on paper
+        batches.load_orders(0, batch_size * accumulate_steps)  # refuses a batch larger than the text
         self.rows = torch.arange(batch_size, device=device)
 
         vocabulary = model.shape.vocab_size
@@ -138,7 +139,8 @@ class TrainStep:
         grads = [p.grad for p in self.parameters if p.grad is not None]
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads))) / self.scale
         overflow = ~norm.isfinite()
-        broken = ~objective.isfinite() | (overflow if self.precision != "fp16" else torch.zeros_like(overflow))
+        hopeless = self.scale < SMALLEST_SCALE if self.precision == "fp16" else torch.ones_like(overflow)
+        broken = ~objective.isfinite() | (overflow & hopeless)
         self.bad_step.copy_(torch.where((self.bad_step < 0) & broken, self.step, self.bad_step))
         skip = (overflow | (self.bad_step >= 0)).float()
         clip = (self.optim.clip_norm / (norm + 1e-6)).clamp(max=1.0)
@@ -158,7 +160,7 @@ class TrainStep:
             torch._amp_update_scale_(self.scale, self.scale_growth, overflow.float(), 2.0, 0.5, 2000)
         return norm
 
-    TENSORS = ("step", "bad_step", "scale", "scale_growth", "metrics", "token_seen", "token_drops")
+    TENSORS = ("step", "bad_step", "scale", "scale_growth", "token_seen", "token_drops")
 
     def state_dict(self) -> dict:
         """All that the next step depends on, and the unread part of the metrics."""
@@ -168,6 +170,7 @@ class TrainStep:
             "optimizers": [o.state_dict() for o in self.optimizers],
             "selector": self.dropout.state,
             "tensors": {name: getattr(self, name) for name in self.TENSORS},
+            "metrics": self.metrics,
             "flops": (self.train_flops, self.score_flops),
         }
 
@@ -181,4 +184,11 @@ class TrainStep:
             self.dropout.state[name].copy_(tensor)
         for name in self.TENSORS:
             getattr(self, name).copy_(state["tensors"][name])
+        self.refill_metrics(state["metrics"])
         self.train_flops, self.score_flops = state["flops"]
+
+    def refill_metrics(self, saved: Tensor) -> None:
+        """Take over the newest rows of a buffer that may have another length: log_every may change between sittings."""
+        done = int(self.step)
+        for step in range(max(0, done - min(len(saved), len(self.metrics))), done):
+            self.metrics[step % len(self.metrics)] = saved[step % len(saved)]

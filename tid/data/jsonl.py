@@ -26,11 +26,7 @@ def _no_such_file(file: Path) -> str:
     names = sorted(p.name for p in folder.iterdir() if p.is_file())
     near = difflib.get_close_matches(file.name, names, n=3, cutoff=0.5)
     near = near or [name for name in names if name.endswith(".jsonl")][:3]
-    hint = (
-        "nearest: " + ", ".join(str(folder / name) for name in near)
-        if near
-        else f"{folder} holds no such files"
-    )
+    hint = "nearest: " + ", ".join(str(folder / name) for name in near) if near else f"{folder} holds no such files"
     return f"{file} {what}; {hint}"
 
 
@@ -54,9 +50,7 @@ def _document(line: bytes, text_field: str, first: bool) -> str:
     try:
         value = json.loads(line.decode("utf-8-sig" if first else "utf-8"))
     except UnicodeDecodeError as error:
-        raise ValueError(
-            f"not UTF-8 (byte {error.object[error.start]:#04x} at {error.start}); convert it"
-        ) from None
+        raise ValueError(f"not UTF-8 (byte {error.object[error.start]:#04x} at {error.start}); convert it") from None
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON ({error.msg} at character {error.pos + 1}): {_excerpt(line)}") from None
     except RecursionError:
@@ -72,9 +66,7 @@ def _document(line: bytes, text_field: str, first: bool) -> str:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
         code = ord(value[error.start])
-        raise ValueError(
-            f"lone surrogate U+{code:04X} at character {error.start + 1}: not a valid text"
-        ) from None
+        raise ValueError(f"lone surrogate U+{code:04X} at character {error.start + 1}: not a valid text") from None
     return value
 
 

@@ -21,9 +21,7 @@ class Progress:
         self.started = time.perf_counter()
         scale = {"unit_scale": True, "unit_divisor": 1000} if unit == "B" else {}
         hidden = not sys.stderr.isatty()
-        self.bar = tqdm(
-            total=total, desc=label, unit=unit, file=sys.stderr, disable=hidden, leave=False, **scale
-        )
+        self.bar = tqdm(total=total, desc=label, unit=unit, file=sys.stderr, disable=hidden, leave=False, **scale)
 
     def advance(self, count: int = 1) -> None:
         self.done += count

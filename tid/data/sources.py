@@ -51,8 +51,8 @@ class HubDataset:
     def documents(self, facts: dict) -> Iterator[tuple[str, str]]:
         from tid.data.hub import stream_texts
 
-        wanted = self.train_documents + self.val_documents
-        texts = stream_texts(self.repo, self.name, self.revision, self.split, self.text_field, wanted, facts)
+        fields = {key: getattr(self, key) for key in ("repo", "name", "revision", "split", "text_field")}
+        texts = stream_texts(facts, **fields, count=self.train_documents + self.val_documents)
         for number, text in enumerate(texts):
             yield ("train" if number < self.train_documents else "val"), text
 

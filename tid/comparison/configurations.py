@@ -1,0 +1,183 @@
+"""Group runs into configurations (all settings but the seed), find their controls, and name them briefly.
+
+The control of a configuration is the one that equals it in everything but what is tested: nothing dropped, or
+random scores in place of its scorer's.
+"""
+
+import hashlib
+import json
+from collections import defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tid.comparison.runs import Run
+from tid.config import DROPPING, canonical, snake_case
+
+RANDOM = "tid.scorers.Random"
+# Given random scores these all drop the same number of tokens, uniformly chosen: one control serves them all.
+EXCHANGEABLE = {f"tid.selectors.{name}" for name in ("Lowest", "Highest", "Sampled")}
+GROUPS = DROPPING[:4]
+
+
+@dataclass(eq=False)
+class Configuration:
+    """settings: the canonical configuration without its seed. stratum: what text and what budget, which are never
+    averaged over: (sha256 of train, of validation, steps, tokens), or () when no run of it is done. runs: done
+    runs by seed; others: the rest by seed. names: what each dropping group is called, {} for the baseline."""
+
+    settings: dict
+    stratum: tuple
+    runs: dict[int, Run] = field(default_factory=dict)
+    others: dict[int, Run] = field(default_factory=dict)
+    key: str = ""
+    label: str = ""
+    names: dict[str, str] = field(default_factory=dict)
+    no_drop: "Configuration | None" = None
+    random: "Configuration | None" = None
+
+    @property
+    def is_baseline(self) -> bool:
+        return self.settings["scorer"] is None
+
+    @property
+    def is_random(self) -> bool:
+        return not self.is_baseline and self.settings["scorer"]["_target_"] == RANDOM
+
+    @property
+    def role(self) -> str:
+        return "no drop" if self.is_baseline else "random" if self.is_random else ""
+
+    @property
+    def is_censored(self) -> bool:
+        """Were runs of it pruned? Those that are left were selected, so their mean flatters it."""
+        return any(run.state == "pruned" for run in self.others.values())
+
+    @property
+    def sweeps(self) -> set[Path]:
+        return {run.folder.parent for run in (*self.runs.values(), *self.others.values())}
+
+
+def stratum(run: Run) -> tuple:
+    """What a done run was trained and validated on, and for how long."""
+    data = run.summary["data"]
+    return (data["train.jsonl"], data["val.jsonl"], run.summary["steps"], run.summary["tokens"])
+
+
+def once(runs: list[Run]) -> tuple[list[Run], list[str]]:
+    """Each cell once, a done run before others of the same cell; and what was left out, in words."""
+    best: dict[str, Run] = {}
+    said = []
+    for run in sorted(runs, key=lambda run: run.state != "done"):
+        cell = run.hash or str(run.folder)
+        first = best.setdefault(cell, run)
+        if first is run:
+            continue
+        same = "" if run.summary.get("final") == first.summary.get("final") or not run.summary else (
+            "; their results differ, though nothing in their configurations does")  # fmt: skip
+        said.append(f"{run.folder} is the same cell as {first.folder} and is not counted again{same}")
+    return [run for run in runs if run in best.values()], said
+
+
+def group(runs: list[Run]) -> list[Configuration]:
+    """Configurations with their labels and controls, in the order of their first runs. Runs whose configuration
+    could not be read belong to none."""
+    found: dict[str, Configuration] = {}
+    by_settings: dict[str, list[Configuration]] = defaultdict(list)
+    for run in sorted(filter(lambda run: run.config, runs), key=lambda run: not run.summary):
+        settings = {key: value for key, value in canonical(run.config).items() if key != "seed"}
+        text = json.dumps(settings)
+        here = stratum(run) if run.summary else ()
+        if not here and by_settings[text]:  # not done, so its data are not known: with those that are
+            configuration = by_settings[text][0]
+        else:
+            configuration = found.setdefault(json.dumps([settings, here]), Configuration(settings, here))
+            if configuration not in by_settings[text]:
+                by_settings[text].append(configuration)
+        (configuration.runs if run.summary else configuration.others)[run.config["seed"]] = run
+    configurations = list(found.values())
+    for configuration in configurations:
+        identity = json.dumps([configuration.settings, configuration.stratum])
+        configuration.key = hashlib.sha256(identity.encode()).hexdigest()[:8]
+        configuration.no_drop = _no_drop(configuration, configurations)
+        configuration.random = _random(configuration, configurations)
+    _name(configurations)
+    return configurations
+
+
+# ------------------------------------------------------------------------------------------------ controls
+
+
+def _no_drop(of: Configuration, among: list[Configuration]) -> Configuration | None:
+    wanted = of.settings | dict.fromkeys(DROPPING)
+    return next((c for c in among if c.settings == wanted and c.stratum == of.stratum and c is not of), None)
+
+
+def _random(of: Configuration, among: list[Configuration]) -> Configuration | None:
+    """The random control with the same selector, else one with a selector that amounts to the same."""
+    if of.is_baseline or of.is_random:
+        return None
+    wanted = of.settings | {"scorer": {"_target_": RANDOM}}
+    near = [c for c in among if c.is_random and c.stratum == of.stratum]
+    exact = [c for c in near if c.settings == wanted]
+    if exact or of.settings["selector"]["_target_"] not in EXCHANGEABLE:
+        return exact[0] if exact else None
+    alike = [c for c in near if c.settings | {"selector": None} == wanted | {"selector": None}]
+    return next((c for c in alike if c.settings["selector"]["_target_"] in EXCHANGEABLE), None)
+
+
+# -------------------------------------------------------------------------------------------------- labels
+
+
+def _name(configurations: list[Configuration]) -> None:
+    """Labels of what differs: "entropy · mask_aux · rate=0.1"; the scorer or "no drop" always opens it."""
+    flats = {}
+    for c in configurations:
+        kept = {key: value for key, value in c.settings.items() if not (c.is_baseline and key in DROPPING)}
+        flats[id(c)] = dict(_flatten(kept))
+    for configuration in configurations:
+        rivals = [flats[id(c)] for c in configurations]
+        flat, words = flats[id(configuration)], ["no drop"] if configuration.is_baseline else []
+        differing = [key for key, value in flat.items() if _differs(key, value, flat, rivals)]
+        for name in GROUPS if not configuration.is_baseline else ():
+            target = flat[f"{name}._target_"]
+            details = [key for key in differing if key.startswith(f"{name}.") and not key.endswith("_target_")]
+            own = [snake_case(target.rpartition(".")[2]), *(_setting(key, flat, differing) for key in details)]
+            configuration.names[name] = " ".join(own)
+            if name == "scorer" or f"{name}._target_" in differing:
+                words.append(own[0])
+            words += own[1:]
+        words += [_setting(key, flat, differing) for key in differing if key.partition(".")[0] not in GROUPS]
+        configuration.label = " · ".join(words)
+    _tell_apart(configurations)
+
+
+def _flatten(value: object, path: str = "") -> list[tuple[str, object]]:
+    if isinstance(value, dict):
+        return [pair for key, item in value.items() for pair in _flatten(item, f"{path}.{key}" if path else key)]
+    return [(path, value)]
+
+
+def _differs(key: str, value: object, flat: dict, rivals: list[dict]) -> bool:
+    """Does a rival with the same component have another value there? `_target_` is held against all others."""
+    target = f"{key.partition('.')[0]}._target_"
+    if not key.endswith("_target_"):
+        rivals = [rival for rival in rivals if rival.get(target) == flat.get(target)]
+    return any(rival.get(key, value) != value for rival in rivals)
+
+
+def _setting(key: str, flat: dict, differing: list[str]) -> str:
+    value, leaf = flat[key], key.rpartition(".")[2]
+    if leaf == "_target_":
+        return snake_case(str(value).rpartition(".")[2])
+    unique = sum(other.rpartition(".")[2] == leaf for other in differing) == 1
+    return f"{leaf if unique else key}={value}"
+
+
+def _tell_apart(configurations: list[Configuration]) -> None:
+    """Labels may still be equal where only the text's content or the budget differs: add those."""
+    alike = defaultdict(list)
+    for configuration in configurations:
+        alike[configuration.label].append(configuration)
+    for group in alike.values():
+        for c in group if len(group) > 1 else ():
+            c.label += f" · data {c.stratum[0][:6]}/{c.stratum[1][:6]}" if c.stratum else " · not finished"

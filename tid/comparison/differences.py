@@ -1,0 +1,127 @@
+"""Each configuration against its controls, in each view: at equal steps, at the best, at equal FLOPs and seconds."""
+
+from collections import defaultdict
+
+import numpy as np
+
+from tid.comparison.configurations import Configuration
+from tid.comparison.runs import DOCUMENT_COLUMNS, UNITS, Run, at_budget, measured
+from tid.comparison.statistics import Difference, adjusted, by_documents, by_seeds
+
+VIEWS = ("final", "best", "flops", "seconds")
+CONTROLS = ("no_drop", "random")
+Key = tuple[str, str, str]  # configuration's key, view, control
+Budgets = dict[tuple, dict[str, tuple[float, Run]]]
+
+NO_CONTROL = {
+    "no_drop": "no finished run with drop_schedule=none and else the same settings",
+    "random": "no finished run with scorer=random and else the same settings",
+}
+
+
+def budgets(configurations: list[Configuration]) -> Budgets:
+    """For each stratum what its cheapest done run spent, and that run: the most that all of them spent."""
+    found: Budgets = {}
+    for stratum in {c.stratum for c in configurations if c.runs}:
+        runs = [run for c in configurations if c.stratum == stratum for run in c.runs.values()]
+        runs = [run for run in runs if len(run.evaluations["step"])]
+        cheapest = {cost: min(runs, key=lambda run, cost=cost: run.evaluations[cost][-1], default=None)
+                    for cost in ("flops", "seconds")}  # fmt: skip
+        found[stratum] = {cost: (run.evaluations[cost][-1], run) for cost, run in cheapest.items() if run}
+    return found
+
+
+def value(run: Run, view: str, unit: str, limits: dict[str, tuple[float, Run]]) -> float:
+    """A done run's validation figure in a view; NaN where its curve does not reach the budget."""
+    if view in ("flops", "seconds"):
+        return at_budget(run, view, limits[view][0], unit) if view in limits else float("nan")
+    return measured(run, "report" if view == "best" else view, unit)
+
+
+def differences(
+    configurations: list[Configuration],
+    views: list[str],
+    unit: str,
+    limits: Budgets,
+    confidence: float,
+    correction: str,
+) -> dict[Key, Difference]:
+    """Every difference from both controls, with the p-values corrected for all of those that were tested."""
+    found: dict[Key, Difference] = {}
+    single: dict[tuple, list[tuple[Key, Run, Run]]] = defaultdict(list)
+    for ours in configurations:
+        for control in CONTROLS:
+            theirs = getattr(ours, control)
+            refused = _refusal(ours, theirs, control)
+            seeds = sorted(ours.runs.keys() & theirs.runs.keys()) if theirs else []
+            for view in views:
+                key = (ours.key, view, control)
+                if refused:
+                    found[key] = Difference("none", why=refused)
+                elif len(seeds) == 1 and view in ("final", "best"):
+                    single[ours.stratum, view].append((key, ours.runs[seeds[0]], theirs.runs[seeds[0]]))
+                else:
+                    found[key] = _over_seeds(ours, theirs, seeds, view, unit, limits[ours.stratum], confidence)
+    for (_, view), waiting in single.items():
+        found |= _over_documents(waiting, view, unit, confidence)
+    return dict(zip(found, adjusted(list(found.values()), correction), strict=True))
+
+
+def _refusal(ours: Configuration, theirs: Configuration | None, control: str) -> str:
+    """Why there is no difference; empty when there is one."""
+    if ours.is_baseline or (ours.is_random and control == "random"):
+        return "it is the control"
+    if not ours.runs:
+        return "no run of it has finished"
+    if theirs is None or not theirs.runs:
+        return NO_CONTROL[control]
+    for side, who in ((ours, "its"), (theirs, "the control's")):
+        if side.is_censored:
+            return f"{who} pruned runs are censored, so those that finished are a selection"
+    return "" if ours.runs.keys() & theirs.runs.keys() else "no seed in common with the control"
+
+
+def _over_seeds(
+    ours: Configuration,
+    theirs: Configuration,
+    seeds: list[int],
+    view: str,
+    unit: str,
+    limits: dict[str, tuple[float, Run]],
+    confidence: float,
+) -> Difference:
+    pairs = [(value(ours.runs[s], view, unit, limits), value(theirs.runs[s], view, unit, limits), s) for s in seeds]
+    pairs = [pair for pair in pairs if np.isfinite(pair[:2]).all()]
+    if not pairs:
+        return Difference("none", why="the budget lies before the first evaluation or after the last")
+    left, right, kept = (list(column) for column in zip(*pairs, strict=True))
+    if len(kept) == 1:
+        why = "one seed, and no record of each document at this budget"
+        return Difference("point", left[0] - right[0], seeds=tuple(kept), why=why)
+    return by_seeds(left, right, kept, confidence)
+
+
+def _over_documents(
+    waiting: list[tuple[Key, Run, Run]], view: str, unit: str, confidence: float
+) -> dict[Key, Difference]:
+    """Differences of single pairs of runs; all validated the same documents."""
+    part = slice(None) if view == "final" else slice(1, None, 2)
+    column = DOCUMENT_COLUMNS.index(f"{view}_nats") - 1
+    logarithm = 1.0 if unit == "loss" else np.log(2)
+    sizes = waiting[0][1].documents[part, UNITS.index(unit)]
+    nats = np.array([(a.documents - b.documents)[part, column] / logarithm for _, a, b in waiting])
+    estimates = nats.sum(1) / sizes.sum() if len(sizes) else np.full(len(nats), np.nan)
+    differ = np.array([bool(row.any()) for row in nats])
+    lows, highs = np.full(len(nats), np.nan), np.full(len(nats), np.nan)
+    if len(sizes) > 1 and differ.any():
+        _, lows[differ], highs[differ] = by_documents(nats[differ], sizes, confidence)
+    found = {}
+    for number, (key, ours, _) in enumerate(waiting):
+        seeds = (ours.config["seed"],)
+        if np.isfinite(lows[number]):
+            interval = float(lows[number]), float(highs[number])
+            found[key] = Difference("documents", float(estimates[number]), *interval, seeds=seeds)
+        else:
+            why = "too few documents for an interval" if differ[number] else "the same in every document"
+            found[key] = Difference("point", float(estimates[number]), seeds=seeds, why=why)
+    return found

@@ -1,0 +1,163 @@
+"""The comparison as data: rows, what is not in them, and what must be said. Tables, plots and page only show it."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from tid.comparison import agreement, configurations
+from tid.comparison.configurations import Configuration
+from tid.comparison.differences import Budgets, Difference, budgets, differences, value
+from tid.comparison.runs import UNITS, Run, measured
+from tid.comparison.statistics import Spread, spread
+from tid.config import ConfigError
+
+COSTS = ("drop_rate", "steps", "tokens", "seconds", "step_ms", "score_ms", "train_flops", "score_flops")
+MOMENTS = ("final", "best", "report")
+
+
+@dataclass(frozen=True)
+class Question:
+    """What the user asked for. at: the views; the first orders the rows and is what the plots show."""
+
+    metric: str
+    at: list[str]
+    confidence: float
+    correction: str
+    allow: list[str]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One configuration. figures: by (moment, unit), moments as in `measured`; views: the metric in each view;
+    differences: by (view, control); costs: means over its done runs; expected: seeds that it should have."""
+
+    configuration: Configuration
+    figures: dict[tuple[str, str], Spread]
+    views: dict[str, Spread]
+    differences: dict[tuple[str, str], Difference]
+    costs: dict[str, float]
+    expected: int
+
+    @property
+    def n(self) -> int:
+        return len(self.configuration.runs)
+
+
+@dataclass(frozen=True)
+class Absent:
+    """A cell that is in no mean, and why."""
+
+    label: str
+    seed: int | None
+    state: str
+    detail: str
+    folder: Path | None
+
+
+@dataclass(frozen=True)
+class Report:
+    """rows: lowest mean first, then those with pruned runs, then those without a done run. mixed: differences between runs that were allowed."""
+
+    question: Question
+    rows: list[Row]
+    absent: list[Absent]
+    runs: list[Run]
+    limits: Budgets
+    mixed: dict[str, dict[str, list[Run]]]
+    said: list[str] = field(default_factory=list)
+
+    @property
+    def done(self) -> list[Run]:
+        return [run for row in self.rows for run in row.configuration.runs.values()]
+
+    @property
+    def primary(self) -> str:
+        return self.question.at[0]
+
+    @property
+    def tests(self) -> int:
+        """How many p-values the correction is over."""
+        return sum(d.method == "seeds" for row in self.rows for d in row.differences.values())
+
+
+def build(runs: list[Run], question: Question) -> Report:
+    """Compare runs in any state. Raises ConfigError when none is done, or when those that are done must not stand
+    in one report (see `agreement`)."""
+    runs, said = configurations.once(runs)
+    done = [run for run in runs if run.summary]
+    if not done:
+        raise ConfigError(f"none of the {len(runs)} runs is done:\n" + "\n".join(map(_state_of, runs[:12])))
+    mixed = agreement.insist(done, question.allow)
+    if "device" in mixed and "seconds" in question.at:
+        views = [view for view in question.at if view != "seconds"] or ["final"]
+        question = Question(question.metric, views, question.confidence, question.correction, question.allow)
+        said.append("no comparison at equal wall-clock: the runs were made on different devices")
+    groups = configurations.group(runs)
+    limits = budgets(groups)
+    found = differences(groups, question.at, question.metric, limits, question.confidence, question.correction)
+    rows = [_row(c, groups, question, limits, found) for c in groups]
+    rows.sort(key=lambda row: _rank(row, question.at[0]))
+    return Report(question, rows, _absent(groups, runs, question.metric), runs, limits, mixed, said)
+
+
+def _rank(row: Row, view: str) -> tuple:
+    """Lowest mean first; a mean of those that pruning left is not ranked among the others."""
+    mean = row.views[view].mean
+    return not row.n, mean != mean, row.configuration.is_censored, mean, row.configuration.label
+
+
+def _state_of(run: Run) -> str:
+    return f"  {run.state:<10} {run.folder}{f': {run.reason}' if run.reason else ''}"
+
+
+def _row(
+    configuration: Configuration,
+    groups: list[Configuration],
+    question: Question,
+    limits: Budgets,
+    found: dict[tuple[str, str, str], Difference],
+) -> Row:
+    runs, confidence = list(configuration.runs.values()), question.confidence
+    here = limits.get(configuration.stratum, {})
+    figures = {
+        (moment, unit): spread([measured(run, moment, unit) for run in runs], confidence)
+        for moment in MOMENTS
+        for unit in UNITS
+    }
+    views = {
+        view: spread([value(run, view, question.metric, here) for run in runs], confidence) for view in question.at
+    }
+    costs = {name: float(np.mean([run.summary[name] for run in runs])) if runs else float("nan") for name in COSTS}
+    mine = {(view, control): d for (key, view, control), d in found.items() if key == configuration.key}
+    return Row(configuration, figures, views, mine, costs, len(_expected(configuration, groups)))
+
+
+def _expected(configuration: Configuration, groups: list[Configuration]) -> set[int]:
+    """The seeds that any configuration of the same sweep has."""
+    siblings = [c for c in groups if c.sweeps & configuration.sweeps]
+    return {seed for c in siblings for seed in (*c.runs, *c.others)}
+
+
+def _absent(groups: list[Configuration], runs: list[Run], unit: str) -> list[Absent]:
+    """Pruned, failed, running and missing cells, by configuration and seed, then those of no configuration."""
+    found = []
+    for c in groups:
+        for seed in sorted(_expected(c, groups) | c.others.keys()):
+            if seed in c.others:
+                found.append(_unfinished(c.label, seed, c.others[seed], unit))
+            elif seed not in c.runs:
+                why = "others of this sweep have this seed; this one was not started with it"
+                found.append(Absent(c.label, seed, "missing", why, None))
+    found += [_unfinished(run.folder.name, None, run, unit) for run in runs if not run.config]
+    return found
+
+
+def _unfinished(label: str, seed: int | None, run: Run, unit: str) -> Absent:
+    if run.state == "pruned":
+        meaning = "censored: it was losing when it was stopped, so it is in no mean"
+    else:
+        meaning = ""
+    where = f"step {run.step:,} of {run.total_steps:,}" if run.total_steps else ""
+    detail = "; ".join(text for text in (run.reason, where, run.last(unit), meaning) if text)
+    return Absent(label, seed, run.state, detail, run.folder)

@@ -1,0 +1,233 @@
+"""Find run folders and read what they hold: how a run ended, what it reached, its curve.
+
+A run that is broken is no error here: it becomes a Run whose state and reason say what is wrong with it.
+"""
+
+import glob
+import json
+import os
+import socket
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from tid.config import ConfigError, run_hash
+from tid.logs import METRICS, read_status
+
+UNITS = ("loss", "bpc", "bpb")  # nats per token, bits per character, bits per UTF-8 byte
+DOCUMENT_COLUMNS = ("document", "tokens", "characters", "bytes", "final_nats", "best_nats")
+DROP_POINTS = 200  # of the drop-rate curve; the rows between are not even parsed
+REASON_CHARACTERS = 160
+Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One run's folder.
+
+    state: done, running, failed, preempted or pruned as the run said; killed (it said running, and its process is
+    gone); unreadable. reason: why, one line. summary: summary.json, {} unless done. evaluations: arrays (E,) step,
+    tokens, seconds, flops, loss, bpc, bpb of the evaluations so far. drops: arrays step, scheduled, realised.
+    documents: (D, 5) float64 of a done run: tokens, characters, bytes, final and best nats of each document.
+    """
+
+    folder: Path
+    config: dict
+    state: str
+    reason: str = ""
+    step: int = 0
+    total_steps: int = 0
+    updated: str = ""
+    summary: dict = field(default_factory=dict)
+    evaluations: dict[str, np.ndarray] = field(default_factory=dict)
+    drops: dict[str, np.ndarray] = field(default_factory=dict)
+    documents: np.ndarray = field(default_factory=lambda: np.zeros((0, len(DOCUMENT_COLUMNS) - 1)))
+
+    @property
+    def hash(self) -> str:
+        """Of what determines the result, the seed included. Empty when the configuration could not be read."""
+        return run_hash(self.config) if self.config else ""
+
+    @property
+    def flops_are_exact(self) -> bool:
+        """Did the run log its FLOPs as they were spent? Otherwise they are spread evenly over its steps."""
+        return bool(self.summary) and "flops_logged" in self.evaluations
+
+    def last(self, unit: str) -> str:
+        """The newest validation figure in words; empty when there is none yet."""
+        values = self.evaluations.get(unit, ())
+        return f"validation {unit} {values[-1]:.4f} at step {self.evaluations['step'][-1]:.0f}" if len(values) else ""
+
+
+# ------------------------------------------------------------------------------------------------- folders
+
+
+def find(patterns: Iterable[str]) -> list[Path]:
+    """Every run's folder at or below the folders that `patterns` name, each once, sorted.
+
+    Raises ConfigError for a pattern that matches nothing, and when no match holds a run.
+    """
+    found: dict[Path, None] = {}
+    for pattern in patterns:
+        matches = [pattern] if Path(pattern).exists() else sorted(glob.glob(os.path.expanduser(pattern), recursive=True))
+        if not matches:
+            raise ConfigError(f"{pattern}: no such folder{_neighbours(pattern)}")
+        runs = [run for match in matches for run in _below(Path(match))]
+        if not runs:
+            raise ConfigError(
+                f"{pattern}: holds no run (no folder with a config.yaml or status.json); "
+                "wanted what training wrote: outputs/<name>, or one run's folder in it"
+            )
+        found.update(dict.fromkeys(runs))
+    return sorted(found)
+
+
+def _below(folder: Path) -> Iterable[Path]:
+    for here, children, files in os.walk(folder):
+        if "config.yaml" in files or "status.json" in files:
+            children.clear()
+            yield Path(here)
+        children[:] = [name for name in children if not name.startswith(".")]
+
+
+def _neighbours(pattern: str) -> str:
+    parent = Path(pattern).parent
+    names = sorted(p.name for p in parent.iterdir() if p.is_dir()) if parent.is_dir() else []
+    return f"; {parent} has {', '.join(names[:8])}{' ...' if len(names) > 8 else ''}" if names else ""
+
+
+# --------------------------------------------------------------------------------------------------- a run
+
+
+def read(folder: Path) -> Run:
+    """The run in `folder`, whatever state it is in."""
+    status = read_status(folder) or {}
+    state, reason = _state(status)
+    facts: dict[str, Any] = {"step": status.get("step") or 0, "total_steps": status.get("total_steps") or 0}
+    facts["updated"] = status.get("updated") or ""
+    try:
+        facts |= read_metrics(folder)
+        config = _config(folder)
+        if state == "done":
+            facts["summary"] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+            facts["documents"] = _documents(folder / "documents.csv")
+            _charge_flops(facts["evaluations"], facts["summary"])
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+        missing = isinstance(error, FileNotFoundError)
+        why = f"{Path(error.filename).name} is missing" if missing else f"{type(error).__name__}: {error}"
+        if state not in ("done", "running"):  # its own reason says more
+            return Run(folder, {}, state, reason, **facts)
+        facts["summary"] = {}
+        return Run(folder, {}, "unreadable", _one_line(why), **facts)
+    return Run(folder, config, state, reason, **facts)
+
+
+def _state(status: dict) -> tuple[str, str]:
+    state, reason = status.get("state"), _one_line(str(status.get("reason") or ""))
+    if state is None:
+        return "unreadable", "status.json is missing or torn: it never started, or was copied in part"
+    if state == "running" and _is_gone(status):
+        return "killed", f"process {status['pid']} is gone; the same command resumes it"
+    return state, reason
+
+
+def _is_gone(status: dict) -> bool:
+    """Has the process of a run that says it is running ended? Told for this machine's processes only."""
+    if status.get("host") != socket.gethostname() or not isinstance(status.get("pid"), int):
+        return False
+    try:
+        os.kill(status["pid"], 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def _one_line(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= REASON_CHARACTERS else line[: REASON_CHARACTERS - 1] + "…"
+
+
+def _config(folder: Path) -> dict:
+    config = yaml.load((folder / "config.yaml").read_text(encoding="utf-8"), Loader)
+    if not isinstance(config, dict) or type(config.get("seed")) is not int:
+        raise ValueError("config.yaml holds no run's configuration")
+    run_hash(config)  # KeyError when a group is missing
+    return config
+
+
+def _documents(path: Path) -> np.ndarray:
+    with open(path, encoding="utf-8") as file:
+        header = tuple(file.readline().strip().split(","))
+        if header != DOCUMENT_COLUMNS:
+            raise ValueError(f"documents.csv: wanted the columns {', '.join(DOCUMENT_COLUMNS)}, got {', '.join(header)}")
+        return np.loadtxt(file, delimiter=",", ndmin=2)[:, 1:]
+
+
+# ------------------------------------------------------------------------------------------------- curves
+
+
+def read_metrics(folder: Path) -> dict[str, dict[str, np.ndarray]]:
+    """`evaluations` and `drops` of a Run. A long run has thousands of rows: those of no use are not parsed."""
+    path = folder / METRICS
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    every = max(1, len(lines) // DROP_POINTS)
+    validated, thinned = [], []
+    for number, line in enumerate(lines):
+        is_evaluation = b'"val_loss"' in line
+        if not is_evaluation and number % every:
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError:  # torn by a kill
+            continue
+        if is_evaluation:
+            validated.append(row)
+        if number % every == 0:
+            thinned.append(row)
+    evaluations = {name: _column(validated, name) for name in ("step", "tokens", "seconds")}
+    evaluations |= {unit: _column(validated, f"val_{unit}") for unit in UNITS}
+    if validated and "flops" in validated[-1]:
+        evaluations["flops_logged"] = _column(validated, "flops")
+    drops = {name: _column(thinned, f"drop_rate_{name}") for name in ("scheduled", "realised")}
+    return {"evaluations": evaluations, "drops": {"step": _column(thinned, "step"), **drops}}
+
+
+def _column(rows: list[dict], key: str) -> np.ndarray:
+    """Values (N,) float64; NaN where a row has none or it was not finite."""
+    values = (row.get(key) for row in rows)
+    return np.array([np.nan if value is None else value for value in values], dtype=float)
+
+
+def _charge_flops(evaluations: dict[str, np.ndarray], summary: dict) -> None:
+    """Add the FLOPs spent by each evaluation, scoring included: as logged, else spread evenly over the steps."""
+    total = summary["train_flops"] + summary["score_flops"]
+    evaluations["flops"] = evaluations.get("flops_logged", total * evaluations["step"] / summary["steps"])
+
+
+def measured(run: Run, when: str, unit: str) -> float:
+    """A done run's validation figure: `final`, `best` (chosen on the even documents) or `report` (the same weights
+    as best, on the odd documents, which had no say in choosing them)."""
+    if when != "report":
+        return run.summary[when][f"val_{unit}"]
+    odd = run.documents[1::2] if len(run.documents) > 1 else run.documents
+    size = odd[:, UNITS.index(unit)].sum()
+    nats = odd[:, DOCUMENT_COLUMNS.index("best_nats") - 1].sum()
+    return float(nats / size / (1 if unit == "loss" else np.log(2))) if size else float("nan")
+
+
+def at_budget(run: Run, cost: str, budget: float, unit: str) -> float:
+    """The lowest that the validation curve came to within `budget` of `cost` (flops or seconds), on straight lines
+    between evaluations; NaN where that would be before the first or beyond the last of them.
+
+    Lowest, not last: where runs over-fit, a run that is cut short would otherwise win by having over-fitted less.
+    """
+    spent, curve = run.evaluations[cost], run.evaluations[unit]
+    if not (len(spent) and spent[0] <= budget <= spent[-1]):
+        return float("nan")
+    return float(min(np.interp(budget, spent, curve), curve[spent <= budget].min()))

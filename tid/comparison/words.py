@@ -1,0 +1,175 @@
+"""What the comparison says in sentences: the answer, and how its numbers are to be read."""
+
+from tid.comparison.agreement import APART, code, fact
+from tid.comparison.differences import CONTROLS
+from tid.comparison.report import Report, Row
+from tid.comparison.runs import Run
+from tid.comparison.statistics import RESAMPLES, Difference, Spread
+
+UNIT = {"loss": "nats per token", "bpc": "bits per character", "bpb": "bits per UTF-8 byte"}
+VIEW = {"final": "equal steps, last step", "best": "equal steps, best, odd documents",
+        "flops": "equal FLOPs, best within them", "seconds": "equal wall-clock, best within it"}  # fmt: skip
+CONTROL = {"no_drop": "no drop", "random": "random at the same rate"}
+CORRECTION = {"bh": "Benjamini-Hochberg", "by": "Benjamini-Yekutieli"}
+
+
+def number(value: float, digits: int = 4, sign: bool = False) -> str:
+    """Fixed digits; a dash for what is not there."""
+    return "-" if value != value else f"{value:{'+' if sign else ''}.{digits}f}"
+
+
+def mean_sd(spread: Spread) -> str:
+    """1.2345 ± 0.0012, without the ± when n is 1."""
+    return number(spread.mean) + (f" ± {number(spread.sd)}" if spread.n > 1 else "")
+
+
+def interval(d: Difference) -> str:
+    return f"[{number(d.low, sign=True)}, {number(d.high, sign=True)}]" if d.low == d.low else "-"
+
+
+def probability(p: float, equals: str = "") -> str:
+    return "-" if p != p else "< 0.0001" if p < 1e-4 else f"{equals}{p:.4f}"
+
+
+def verdict(d: Difference, alpha: float) -> str:
+    """better or worse than the control, by the corrected p-value; "" when that is not shown (or not tested)."""
+    if d.method != "seeds" or not d.p_adjusted < alpha:
+        return ""
+    return "better" if d.estimate < 0 else "worse"
+
+
+def alpha(report: Report) -> float:
+    return round(1 - report.question.confidence, 6)
+
+
+# -------------------------------------------------------------------------------------------------- answer
+
+
+def answer(report: Report) -> list[str]:
+    """The result in the primary view, in a few sentences."""
+    rows = [row for row in report.rows if row.views[report.primary].n and not row.configuration.is_censored]
+    if not rows:
+        return ["Every configuration with a finished run also has pruned ones: there is no fair mean to rank."]
+    first, unit = rows[0], report.question.metric
+    figure = f"{mean_sd(first.views[report.primary])} {unit}, n={first.views[report.primary].n}"
+    said = [f"Lowest validation {unit} ({VIEW[report.primary]}): {first.configuration.label} ({figure})."]
+    said += [_against(first, report, control) for control in CONTROLS]
+    said += [_tally(rows, report, control) for control in CONTROLS]
+    if len(rows) > 2 and not first.configuration.is_baseline:
+        said.append(
+            f"It was picked as the lowest of {len(rows)}, so part of its lead is luck: confirm it with fresh seeds."
+        )
+    return [sentence for sentence in said if sentence]
+
+
+def _against(row: Row, report: Report, control: str) -> str:
+    d = row.differences[report.primary, control]
+    if d.method == "none":
+        mine = row.configuration
+        is_control = mine.is_baseline or (mine.is_random and control == "random")
+        return "" if is_control else f"Not compared with {CONTROL[control]}: {d.why}."
+    unit, level = report.question.metric, f"{report.question.confidence:.0%}"
+    says = f"Against {CONTROL[control]}: {number(d.estimate, sign=True)} {unit}"
+    if d.method == "point":
+        return f"{says}, without an interval: {d.why}."
+    if d.method == "documents":
+        return f"{says}, {level} interval {interval(d)} over the documents of one seed: weak evidence, not a test."
+    sure = verdict(d, alpha(report)) or "not distinguishable"
+    tested = f"corrected p {probability(d.p_adjusted, '= ')}, {d.pairs} pairs"
+    return f"{says}, {level} interval {interval(d)}, {tested}: {sure}."
+
+
+def _tally(rows: list[Row], report: Report, control: str) -> str:
+    found = [row.differences[report.primary, control] for row in rows]
+    tested = [d for d in found if d.method == "seeds"]
+    if not tested:
+        return ""
+    verdicts = [verdict(d, alpha(report)) for d in tested]
+    better, worse = verdicts.count("better"), verdicts.count("worse")
+    return (
+        f"Of {len(tested)} tested against {CONTROL[control]}: {better} better, {worse} worse, "
+        f"{len(tested) - better - worse} not distinguishable."
+    )
+
+
+# --------------------------------------------------------------------------------------------------- notes
+
+
+def notes(report: Report) -> list[str]:
+    """How to read the numbers: only what applies to this report."""
+    question = report.question
+    level = f"{question.confidence:.0%}"
+    said = [
+        f"Lower is better. mean ± sd (ddof 1) over n seeds, in {UNIT[question.metric]}. loss, bpc and bpb of one text "
+        "are one number in three units, so tests come out alike in each.",
+        "Best: the evaluation that is lowest on the even validation documents; the figure reported for it is of the odd "
+        "ones, which had no say in choosing it. The last step is measured on all documents.",
+    ]
+    methods = {d.method for row in report.rows for d in row.differences.values()}
+    if "seeds" in methods:
+        said.append(
+            f"Differences are ours minus the control's, paired by seed (same initialisation, same data order): "
+            f"Student's paired t-test (scipy.stats.ttest_rel) with its {level} interval. Corrected p: "
+            f"{CORRECTION[question.correction]} (scipy.stats.false_discovery_control) over all {report.tests} tests "
+            "of this report: every configuration, both controls, every view."
+        )
+    if "documents" in methods:
+        said.append(
+            f"†: one seed. {level} interval of a paired bootstrap over validation documents (scipy.stats.bootstrap, "
+            f"BCa, {RESAMPLES:,} resamples). It says how sure the difference between these two trained models is, and "
+            "nothing about another seed: weaker evidence, so it has no p-value. Run more seeds."
+        )
+    if report.question.at != ["final"] and report.question.at != ["best"]:
+        said += _budgets(report)
+    if any(row.configuration.is_censored for row in report.rows):
+        said.append("‡: runs of it were pruned. They are in no mean, and what is left of it is tested against nothing.")
+    return said + _mixed(report) + report.said
+
+
+def _budgets(report: Report) -> list[str]:
+    said = []
+    for limits in report.limits.values():
+        for cost in ("flops", "seconds"):
+            if cost in report.question.at and cost in limits:
+                said.append(_budget(cost, *limits[cost]))
+    if not said:
+        return []
+    said.append(
+        "There the lowest value so far counts, chosen and measured on all documents (where runs over-fit, the one cut "
+        "shortest would win otherwise). A run cut short has not finished its learning-rate and drop schedules, which "
+        "favours the cheapest: a claim that rests on it wants a run of fewer steps."
+    )
+    if "flops" in report.question.at and not all(run.flops_are_exact for run in report.done):
+        said.append("These runs did not log their FLOPs as they went: each one's total is spread evenly over its steps.")
+    return said
+
+
+def _budget(cost: str, amount: float, run: Run) -> str:
+    name, spent = ("FLOPs", f"{amount:.3g} FLOPs") if cost == "flops" else ("wall-clock", f"{amount:,.0f} seconds")
+    return (
+        f"Equal {name}: every curve is read at {spent}, scoring included, which is what the cheapest run spent in all "
+        f"({run.folder.name}), on straight lines between evaluations and never beyond them."
+    )
+
+
+def _mixed(report: Report) -> list[str]:
+    said = []
+    for name, values in report.mixed.items():
+        how = "in rows of their own, never in one mean" if name in APART else "averaged over nevertheless, as asked"
+        shown = "; ".join(f"{value}: {len(runs)} runs" for value, runs in values.items())
+        said.append(f"The runs differ in {name} ({how}): {shown}.")
+    dirty = sum((run.summary["git_sha"] or "").endswith("-dirty") for run in report.done)
+    if dirty:
+        said.append(
+            f"{dirty} of {len(report.done)} runs were made by code with uncommitted changes: "
+            "that two of them ran the same code cannot be told."
+        )
+    return said
+
+
+def provenance(report: Report) -> list[str]:
+    """What all done runs share: text, budget, code, precision, device."""
+    run = report.done[0]
+    facts = {"text": "data", "budget": "budget", "precision": "precision", "device": "device"}
+    shared = [f"{word} {fact(run, name)}" for word, name in facts.items() if name not in report.mixed]
+    return [*shared, *([f"code {code(run.summary)}"] if "code" not in report.mixed else [])]

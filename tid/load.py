@@ -1,0 +1,84 @@
+"""A trained model for any command: from a run's folder, a checkpoint file, or an exported Hugging Face folder."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from tid import checkpoint, config, llama
+from tid.checkpoint import BEST, CheckpointError
+from tid.model import Decoder
+
+RECORD = "tid.json"  # in an exported folder: what is known of the run that made it
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model, and what is known of its training.
+
+    context: tokens it was trained on at a time. record: of the run that trained it: config, step, validation (the
+    figures at the last evaluation before that step), summary (summary.json, if the run is done); None for a model
+    from elsewhere. file: what was read. folder: where results about it belong; name: what to call it there.
+    """
+
+    model: Decoder
+    context: int
+    record: dict | None
+    file: Path
+    folder: Path
+    name: str
+
+
+def load_model(path: str | Path, device: torch.device) -> Loaded:
+    """The model at `path`, in float32: of a run's folder best.pt, of an exported folder model.safetensors.
+
+    Raises CheckpointError and LlamaError, both ConfigErrors.
+    """
+    path = Path(path)
+    return load_folder(path, device) if llama.is_folder(path) else load_checkpoint(path, device)
+
+
+def checkpoint_file(path: Path) -> Path:
+    """The checkpoint that `path` names: the file itself, or best.pt of a run's folder."""
+    if not path.is_dir():
+        return path
+    if (path / "checkpoints").is_dir():
+        return path / "checkpoints" / BEST
+    found = sorted(str(folder.parent) for folder in path.glob("*/checkpoints"))
+    hint = f"; did you mean {found[0]}?" if found else ""
+    raise CheckpointError(f"{path}: neither a run's folder nor an exported one (config.json, {llama.WEIGHTS}){hint}")
+
+
+def load_checkpoint(path: Path, device: torch.device) -> Loaded:
+    file = checkpoint_file(path)
+    state = checkpoint.load(file)
+    run = state["run"]
+    shape = config.instantiate(run["config"]["model"] | {"init_from": None}, "model")  # the weights are here
+    model = shape.build(seed=0)
+    model.load_state_dict(state["train"]["model"])
+    folder = file.resolve().parent.parent
+    record = {
+        "checkpoint": file.name,
+        "step": run["done"],
+        "config": run["config"],
+        "validation": run["final"],
+        "summary": read_json(folder / "summary.json"),
+    }
+    return Loaded(model.to(device).eval(), run["config"]["context"], record, file, folder, file.stem)
+
+
+def load_folder(path: Path, device: torch.device) -> Loaded:
+    shape, context = llama.shape_of(path)
+    model = shape.build(seed=0)
+    llama.load_weights(model, path)
+    return Loaded(model.to(device).eval(), context, read_json(path / RECORD), path, path, "model")
+
+
+def read_json(path: Path) -> dict | None:
+    """The mapping in a JSON file; None when there is none or it cannot be read."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
