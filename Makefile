@@ -9,7 +9,7 @@ BIN := .venv/bin
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo train test lint clean
+.PHONY: help setup demo train test test-gpu lint clean
 
 help:  ## list these commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 16
@@ -24,6 +24,9 @@ train: .venv/installed  ## train: make train ARGS="experiment=quickstart scorer=
 
 test: .venv/installed  ## run the tests; one file: make test ARGS=tests/test_config.py
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
+
+test-gpu: .venv/installed  ## run the tests that need a CUDA GPU
+	$(BIN)/python -m pytest -m gpu $(ARGS)
 
 lint: .venv/installed  ## check the code with ruff
 	$(BIN)/ruff check .

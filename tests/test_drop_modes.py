@@ -3,7 +3,7 @@ import torch
 from tiny import CONTEXT, EOT, VOCAB, build, options, tiny_model, tiny_shape, window
 from torch import nn
 
-from tid.drop_modes import Batch, fill, gathered_length, plain_loss
+from tid.drop_modes import Batch, fill, plain_loss
 from tid.model import token_nats
 from tid.precision import autocast
 
@@ -230,9 +230,10 @@ def test_skip_does_not_depend_on_how_loose_the_bound_is(model):
     torch.testing.assert_close(losses[0], losses[2])
 
 
-def test_gathered_length_is_enough_and_one_of_few():
+def test_bucket_is_enough_and_one_of_few():
+    skip = build("drop_mode", "skip")
     for context in (1, 5, 8, 16, 128, 1000):
-        sizes = [gathered_length(context, kept) for kept in range(1, context + 1)]
+        sizes = [skip.bucket(context, kept) for kept in range(1, context + 1)]
         assert all(kept <= size <= context for kept, size in enumerate(sizes, start=1))
         assert len(set(sizes)) <= 9
         assert sizes[-1] == context

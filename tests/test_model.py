@@ -125,9 +125,11 @@ def test_explicit_attention_equals_sdpa(model):
     torch.testing.assert_close(weights.sum(dim=-1), torch.ones(2, 4, 16))
     assert not weights.triu(1).any()
 
-    x, mass = model.embed(window()[0]), []
-    torch.testing.assert_close(model.layers(x, mass=mass), model.layers(x), atol=1e-5, rtol=1e-5)
-    assert [m.shape for m in mass] == [(4, 16)] * 3
+    x = model.embed(window()[0])
+    y, mass = model.blocks[0].with_mass(x, model.rope(16))
+    torch.testing.assert_close(y, model.blocks[0](x, model.rope(16)), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(mass.sum(dim=1), torch.full((4,), 16.0))
+    assert model.attention_mass(x).shape == (3, 4, 16)
 
 
 def test_layers_in_parts_equal_layers_in_one_go(model):

@@ -78,7 +78,7 @@ def test_the_step_follows_the_learning_rate_table():
     step = tiny_step(optim=build("optim", "muon", lr=2e-3, warmup_steps=4), total_steps=8)
     for number in range(8):
         step(number)
-        for optimizer in step.optimizers:
+        for optimizer in step.updating.optimizers:
             for group in optimizer.param_groups:
                 assert group["lr"].item() == pytest.approx(step.optim.lr_at(number, 8))
 
@@ -115,10 +115,10 @@ def test_low_bit_moments_train_like_adamw(option):
     step, reference = (run(start(name), 6) for name in (option, "adamw"))
     torch.testing.assert_close(step.metrics[:6, 0], reference.metrics[:6, 0], atol=0.05, rtol=0.02)
     assert step.metrics[5, 0] < step.metrics[0, 0]
-    kinds = {type(v).__name__ for s in step.optimizers[0].state.values() for v in s.values()}
+    kinds = {type(v).__name__ for s in step.updating.optimizers[0].state.values() for v in s.values()}
     assert any("8bit" in kind or "4bit" in kind for kind in kinds)
-    state = step.optimizers[0].state_dict()
+    state = step.updating.optimizers[0].state_dict()
     again = start(option)
     again.load_state_dict(step.state_dict())
     assert_same(weights(again), weights(step))
-    assert again.optimizers[0].state_dict()["state"].keys() == state["state"].keys()
+    assert again.updating.optimizers[0].state_dict()["state"].keys() == state["state"].keys()

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny import CONTEXT, VOCAB, build, tiny_dropout, tiny_model, tiny_step, variants, window
+from tiny import CONTEXT, VOCAB, build, tiny_dropout, tiny_model, tiny_shape, tiny_step, variants, window
 
 from tid import dropout
 from tid.precision import autocast
@@ -76,23 +76,23 @@ def test_scores_do_not_depend_on_the_loss_scale(scorer):
     scores = []
     for scale in (1.0, 2.0**16):
         step = tiny_step(scorer=scorer, precision="fp16", schedule=0.3)
-        step.scale.fill_(scale)
+        step.updating.scale.fill_(scale)
         step(0)
         scores.append(step.last_scores)
-    assert scores[0] is None or torch.equal(*scores)
-    assert (scores[0] is None) == (step.dropout.band(0.0) == (0.0, 0.0))
+    assert torch.equal(*scores)
+    assert scores[0].any() == (step.dropout.band(0.0) != (0.0, 0.0))
 
 
 @scorers
 def test_only_what_is_declared_is_computed(model, scorer):
     calls = []
-    for module in (model.blocks[0], model.norm):
+    for module in (model.blocks[0].mlp, model.norm):
         module.register_forward_hook(lambda module, x, y: calls.append(type(module).__name__))
-    model.blocks[0].register_full_backward_hook(lambda *_: calls.append("backward"))
+    model.blocks[0].mlp.register_full_backward_hook(lambda *_: calls.append("backward"))
     scores_of(scorer, model, *window())
     expected = {
-        "nothing": [], "logits": ["Block", "RMSNorm"], "attention": ["Block"],
-        "gradients": ["Block", "RMSNorm", "backward"],
+        "nothing": [], "logits": ["MLP", "RMSNorm"], "attention": ["MLP"],
+        "gradients": ["MLP", "RMSNorm", "backward"],
     }  # fmt: skip
     assert calls == expected[scorer.needs]
 
@@ -118,9 +118,10 @@ def test_a_scorer_gets_what_it_needs_and_no_more(model, needs):
     assert spy.shown == [{needs} - {"nothing"}]
 
 
-def test_unknown_need_is_refused(model):
-    with pytest.raises(ValueError, match="needs 'hidden': wanted nothing, logits, attention or gradients"):
-        scores_of(Spy("hidden"), model, *window())
+def test_unknown_need_is_refused():
+    parts = [build(group, option) for group, option in (("selector", "lowest"), ("drop_mode", "zero"))]
+    with pytest.raises(ValueError, match="needs 'hidden': wanted one of nothing, logits, attention, gradients"):
+        dropout.check_combination(Spy("hidden"), *parts, build("drop_schedule", "constant"), tiny_shape(), 1)
 
 
 def test_evidence_has_the_documented_shapes_and_dtypes(model):

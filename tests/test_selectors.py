@@ -221,7 +221,8 @@ def test_long_rows_rank_as_short_ones_do(monkeypatch):
     order = torch.randint(0, 5, (4, 40), generator=rng).float()
     tie = torch.randint(0, 3, (4, 40), generator=rng).float()
     pairwise = selectors.ranks(order, tie)
-    wanted = [sorted(range(40), key=lambda i: (row[i], t[i], i)) for row, t in zip(order.tolist(), tie.tolist(), strict=True)]
+    rows = zip(order.tolist(), tie.tolist(), strict=True)
+    wanted = [sorted(range(40), key=lambda i, o=o, t=t: (o[i], t[i], i)) for o, t in rows]
     assert pairwise.argsort(dim=1).tolist() == wanted
     monkeypatch.setattr(selectors, "PAIRWISE_LENGTH", 0)
     assert torch.equal(selectors.ranks(order, tie), pairwise)

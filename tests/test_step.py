@@ -47,7 +47,7 @@ class Broken(DropMode):
 def optimizer_values(step) -> dict[str, torch.Tensor]:
     return {
         f"{o}.{p}.{name}": value.clone()
-        for o, optimizer in enumerate(step.optimizers)
+        for o, optimizer in enumerate(step.updating.optimizers)
         for p, state in optimizer.state_dict()["state"].items()
         for name, value in state.items()
         if name != "lr"
@@ -83,13 +83,13 @@ def test_a_loss_that_is_not_finite_stops_an_fp16_run_too():
 def test_fp16_overflow_skips_the_step_and_halves_the_scale(optim):
     step = run(tiny_step(precision="fp16", optim=optim, model=tiny_model(init_std=0.02)), 2)
     before, moments = weights(step), optimizer_values(step)
-    step.scale.fill_(2.0**40)
+    step.updating.scale.fill_(2.0**40)
     step(2)
     assert step.bad_step == -1
-    assert step.scale == 2.0**39
+    assert step.updating.scale == 2.0**39
     assert_same(weights(step), before)
     assert_same(optimizer_values(step), moments)
-    step.scale.fill_(2.0**8)
+    step.updating.scale.fill_(2.0**8)
     step(3)
     assert step.bad_step == -1
     assert not torch.equal(weights(step)["embed_tokens.weight"], before["embed_tokens.weight"])
@@ -166,7 +166,7 @@ def test_update_equals_plain_adamw_with_torchs_clipping(clip_norm):
 
 def test_gradients_are_forgotten_and_padding_stays_zero():
     step = run(tiny_step(mode="mask_token"), 3)
-    assert all(p.grad is None for p in step.parameters)
+    assert all(p.grad is None for p in step.updating.parameters)
     assert not step.model.embed_tokens.weight[101:].any()
     assert step.learned["mask_vector"].any()
 
@@ -221,7 +221,8 @@ def test_plan_bounds_what_a_row_keeps(schedule, protect_first):
         choice = step.dropout.choose(torch.rand(8, CONTEXT), tokens, torch.tensor([low, high]), samples)
         slack.append(kept_max - int(choice.keep.sum(dim=1).max()))
     assert min(slack) >= 0
-    assert max(slack) <= (CONTEXT if schedule == "none" else protect_first)  # loose by protected EOTs only
+    rounding = CONTEXT // 8 - 1  # to one of eight sizes; protected EOTs may be counted twice
+    assert max(slack) <= (CONTEXT if schedule == "none" else protect_first + rounding)
 
 
 def test_modes_that_need_no_counts_are_not_bounded():
@@ -277,7 +278,7 @@ def test_resuming_with_another_log_interval(window):
 def test_every_parameter_is_in_one_group_of_one_optimizer(option, changes):
     for optim in OPTIMIZERS:
         step = tiny_step(mode=build("drop_mode", option, **changes), optim=optim)
-        listed = [id(p) for o in step.optimizers for group in o.param_groups for p in group["params"]]
+        listed = [id(p) for o in step.updating.optimizers for group in o.param_groups for p in group["params"]]
         expected = {id(p) for p in [*step.model.parameters(), *step.learned.parameters()]}
         assert len(listed) == len(expected)
         assert set(listed) == expected

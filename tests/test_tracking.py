@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from hydra.utils import instantiate
+from PIL import Image
 from pydantic import ValidationError
 from track import CONFIG, KEY, Tracked, clean_environment, options
 from wandb_server import WandbServer
@@ -50,6 +51,8 @@ def test_an_offline_run_holds_everything_under_the_runs_folder(offline):
     assert rows[0]["scores.bins"][0] == 1 and rows[0]["scores.bins"][-1] == 2
     table = next(offline.folder.glob("wandb/offline-run-*-abcd1234*/files/" + rows[0]["most_dropped.path"]))
     assert json.loads(table.read_text()) == {"columns": ["token", "seen"], "data": [["a", 1], ["b", 2]]}
+    image = next(offline.folder.glob("wandb/offline-run-*-abcd1234*/files/" + rows[0]["picture.path"]))
+    assert np.array(Image.open(image)).tolist() == np.full((2, 3, 3), 9).tolist()
     assert not (offline.folder.parent / "home" / ".local").exists()
     assert offline.errors == ""
 
@@ -147,6 +150,7 @@ def test_no_tracker_takes_everything_and_writes_nothing(tmp_path, tracker):
         handle.log({"step": 1, "train_loss": 2.0}, 1)
         handle.log_histogram("scores", np.ones(3), 1)
         handle.log_table("most_dropped", ["token"], [["a"]], 1)
+        handle.log_image("picture", np.zeros((2, 2, 3), np.uint8), 1)
         handle.summary({"best/step": 1})
     assert list(tmp_path.iterdir()) == []
 
@@ -208,6 +212,7 @@ def test_trackio_keeps_runs_on_this_machine_and_resumes_them(tmp_path):
     assert [row["step"] for row in other_rows if "val/loss" in row] == [1]
     tables = [row["most_dropped"]["_value"] for row in rows if "most_dropped" in row]
     assert tables == [[{"token": "a", "seen": 1}, {"token": "b", "seen": 2}]] * 3
+    assert [row["picture"]["_type"] for row in rows if "picture" in row] == ["trackio.image"] * 3
     assert [sum(row["scores"]["values"]) for row in rows if "scores" in row] == [2, 2, 2, 2]
     assert [(row["step"], row["summary/best/step"]) for row in rows if "summary/best/step" in row] == [
         (3, 3),

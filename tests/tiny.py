@@ -103,19 +103,22 @@ def tiny_step(
     stride: int = CONTEXT,
     seed: int = 3,
     model: Decoder | None = None,
+    device: torch.device = CPU,
     **changes: Any,
 ) -> TrainStep:
     """A TrainStep on the tiny model and text; `changes` go to it."""
     optim = build("optim", optim, lr=3e-3, warmup_steps=2) if isinstance(optim, str) else optim
     batches = Batches(
         tiny_text() if text is None else text,
-        context=CONTEXT, stride=stride, seed=seed, protected_token=EOT, device=CPU,
+        context=CONTEXT, stride=stride, seed=seed, protected_token=EOT, device=device,
     )  # fmt: skip
     fields = {"batch_size": 4, "accumulate_steps": 1, "total_steps": 8, "window": 8, "precision": "fp32"}
     return TrainStep(
-        tiny_model(seed) if model is None else model,
+        (tiny_model(seed) if model is None else model).to(device),
         build("drop_mode", mode) if isinstance(mode, str) else mode,
-        tiny_dropout(scorer, selector, schedule, seed=seed, protect_first=protect_first),
+        tiny_dropout(
+            scorer, selector, schedule, seed=seed, protect_first=protect_first, counts=token_counts().to(device)
+        ),
         optim,
         batches,
         **(fields | changes),

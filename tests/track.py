@@ -130,6 +130,7 @@ def one_run(
                 handle.log_histogram("scores", np.array([[1, np.nan], [2, np.inf]], np.float32), step)
                 if tables:
                     handle.log_table("most_dropped", ["token", "seen"], [["a", 1], ["b", 2]], step)
+                    handle.log_image("picture", np.full((2, 3, 3), 9, np.uint8), step)
                 slowest = max(slowest, time.perf_counter() - before)
                 if pause and step == steps[0]:
                     print("paused", flush=True)

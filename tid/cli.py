@@ -11,6 +11,7 @@ HYDRA_FULL_ERROR=1 a traceback and 1), 130 interrupted, 143 terminated.
 """
 
 import functools
+import importlib
 import os
 import sys
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from typing import Any
 import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
@@ -65,6 +67,8 @@ def run(main: Callable[[], Any], config_name: str | None = None, check: Check | 
     """
     os.environ.setdefault("TID_FULL_ERROR", os.environ.get("HYDRA_FULL_ERROR", "0"))
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing and exiting
+    Plugins.instance()
+    importlib.import_module("hydra_plugins.tid_sweeps").register()
     try:
         flags = _flags_first()
         if config_name and not any(getattr(flags, name) for name in FLAGS_WITHOUT_A_RUN):
@@ -99,7 +103,7 @@ def _examine(flags: Any, config_name: str, check: Check | None) -> None:
     cells = [plain(cfg) for cfg in overrides.examine(flags.overrides, CONF, name, multirun=flags.multirun)]
     for cfg in cells if check else []:
         check(cfg)
-    for cfg in [] if flags.cfg else cells:  # components live beside torch, which --cfg has no time to import
+    for cfg in [] if flags.cfg or flags.multirun else cells:  # --cfg has no time for torch, a sweep checks all cells
         build(cfg)
 
 

@@ -15,6 +15,19 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from tid import cli, config
 
+FLAGS_WITH_A_VALUE = (
+    "--cfg",
+    "-c",
+    "--package",
+    "-p",
+    "--config-path",
+    "-cp",
+    "--config-name",
+    "-cn",
+    "--config-dir",
+    "-cd",
+)
+
 
 def _list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
@@ -45,12 +58,22 @@ check = partial(config.check, schema=CompareConfig)
 
 @cli.entry("compare", check=check)
 def command(cfg: DictConfig) -> None:
-    print(compare(check(config.plain(cfg))))
+    text = compare(check(config.plain(cfg)))
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def main() -> None:
     """The command line, whose bare words are folders."""
     sys.argv[1:] = with_folders(sys.argv[1:])
+    if not any(word.startswith(("runs=", "-")) for word in sys.argv[1:]):
+        print(
+            "error: name the folders to compare: python -m tid.compare outputs/<sweep>; --help says more",
+            file=sys.stderr,
+        )
+        raise SystemExit(2)
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # an old terminal shows ? for ±
     command()
@@ -58,29 +81,32 @@ def main() -> None:
 
 def with_folders(arguments: list[str]) -> list[str]:
     """The command line with its bare words gathered in runs=[...], each quoted as Hydra wants it."""
-    folders = [a for a in arguments if not a.startswith("-") and (Path(a).exists() or "=" not in a)]
-    if not folders:
-        return arguments
+    folders, rest = [], []
+    for before, word in zip(["", *arguments], arguments, strict=False):
+        is_setting = word.startswith("-") or before in FLAGS_WITH_A_VALUE or ("=" in word and not Path(word).exists())
+        (rest if is_setting else folders).append(word)
     quoted = ",".join('"' + folder.replace("\\", "\\\\").replace('"', '\\"') + '"' for folder in folders)
-    return [*(a for a in arguments if a not in folders), f"runs=[{quoted}]"]
+    return [*rest, f"runs=[{quoted}]"] if folders else rest
 
 
 def compare(settings: CompareConfig) -> str:
     """Compare, write the files, and return what the terminal shows. Raises ConfigError."""
-    from tid.comparison import page, report, runs, tables
+    from tid.comparison import folders, page, report, tables
     from tid.logs import write_csv, write_text
 
-    folders = runs.find(settings.runs)
+    runs = folders.read_all(settings.runs)
     question = report.Question(
         settings.metric, list(dict.fromkeys(settings.at)), settings.confidence, settings.correction, settings.allow
     )
-    found = report.build([runs.read(folder) for folder in folders], question)
-    output = Path(settings.output) if settings.output else default_output(settings.runs, folders)
-    title = "Comparison of " + ", ".join(dict.fromkeys(str(folder.parent) for folder in folders))
-    call = "python -m tid.compare " + shlex.join(settings.runs)
+    found = report.build(runs, question)
+    homes = list(dict.fromkeys(run.folder.parent for run in runs))
+    output = Path(settings.output) if settings.output else default_output(settings.runs, homes)
+    title = "Comparison of " + ", ".join(map(str, homes))
+    asked = folders.question(homes)
+    call = command_of(settings)
     files = {
-        "comparison.html": lambda path: write_text(path, page.html(found, title, call)),
-        "comparison.md": lambda path: write_text(path, tables.markdown(found, title)),
+        "comparison.html": lambda path: write_text(path, page.html(found, title, asked, call)),
+        "comparison.md": lambda path: write_text(path, tables.markdown(found, title, asked)),
         "comparison.csv": lambda path: write_csv(path, *tables.configurations_csv(found)),
         "runs.csv": lambda path: write_csv(path, *tables.runs_csv(found)),
     }
@@ -92,11 +118,22 @@ def compare(settings: CompareConfig) -> str:
     return tables.terminal(found, [f"{output / name}" for name in files])
 
 
-def default_output(named: list[str], folders: list[Path]) -> Path:
-    """comparison/ in the sweep's folder; of several sweeps, in the folder that holds them all."""
-    if len(named) == 1 and Path(named[0]).is_dir() and Path(named[0]) not in folders:
-        return Path(named[0]) / "comparison"
-    return Path(os.path.commonpath([folder.parent for folder in folders])) / "comparison"
+def command_of(settings: CompareConfig) -> str:
+    """The command that makes this comparison again."""
+    lists = {"at": settings.at, "allow": settings.allow}
+    words = [f"metric={settings.metric}", *(f"{key}=[{','.join(value)}]" for key, value in lists.items() if value)]
+    words += [f"confidence={settings.confidence:g}", f"correction={settings.correction}"]
+    return f"python -m tid.compare {shlex.join([*settings.runs, *words])}"
+
+
+def default_output(named: list[str], homes: list[Path]) -> Path:
+    """comparison/ in the sweep's folder; of several sweeps, in the folder that holds them all.
+
+    homes: the folders that hold the runs' folders.
+    """
+    only = Path(named[0])
+    is_sweep = len(named) == 1 and only.is_dir() and all(home == only or only in home.parents for home in homes)
+    return (only if is_sweep else Path(os.path.commonpath(homes))) / "comparison"
 
 
 if __name__ == "__main__":

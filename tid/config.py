@@ -3,34 +3,26 @@
 Nothing here imports torch or hydra, so that a wrong setting is refused within a fraction of a second.
 """
 
-import functools
 import hashlib
 import importlib
 import inspect
 import json
 import math
 import re
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    model_validator,
-)
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from tid.messages import did_you_mean, explain, shown
+from tid.pin import weights_sha256
 
 # Dropped from a run's identity: they change where a run writes and what it says, never what it computes.
 NEUTRAL = {
     *("name", "output_dir", "data_dir", "tokenizer_dir", "tracker", "log_every", "checkpoint_every"),
-    *("device", "experiment", "hydra"),
+    *("device", "compile", "diagnostics", "experiment", "hydra"),
+    *("sweeps", "question", "label", "cell", "pruner", "dry_run", "fail_fast", "retry_failed"),
 }
 DROPPING = ("scorer", "selector", "drop_mode", "drop_schedule", "protect_first")  # no effect if nothing drops
 NO_DROP = {"scorer": "tid.scorers.NoScorer", "drop_schedule": "tid.schedules.NoDrop"}
@@ -81,6 +73,7 @@ class RunConfig(BaseModel):
     data: Component
     optim: Component
     tracker: Component
+    pruner: Component
 
     name: Annotated[str, AfterValidator(_folder_name)]
     seed: Index
@@ -94,11 +87,19 @@ class RunConfig(BaseModel):
     eval_batch_size: Count
     log_every: Count
     checkpoint_every: Count
+    diagnostics: dict[Literal["every", "tokens"], Index | None]
     device: Literal["auto", "cuda", "cpu"]
+    compile: bool
     precision: Literal["auto", "fp32", "bf16", "fp16"]
     output_dir: Folder
     data_dir: Folder
     tokenizer_dir: Folder
+    question: str
+    label: str | None
+    cell: str | None
+    dry_run: bool
+    fail_fast: bool
+    retry_failed: bool
 
     @model_validator(mode="after")
     def _numbers_agree(self) -> "RunConfig":
@@ -230,41 +231,8 @@ def canonical(cfg: dict) -> dict:
     if isinstance(cfg.get("model"), dict):
         kept["model"] = {key: value for key, value in cfg["model"].items() if key != "init_from"}
         if cfg["model"].get("init_from"):  # by content; absent when there is none, as before the key existed
-            kept["model"]["init_from"] = split_pin(pin(cfg["model"]["init_from"]))[1]
+            kept["model"]["init_from"] = weights_sha256(cfg["model"]["init_from"]) or cfg["model"]["init_from"]
     return _canonical_value(kept)
-
-
-PIN = "@sha256:"
-
-
-def split_pin(init_from: str) -> tuple[Path, str | None]:
-    """The folder that model.init_from names, and the sha256 of its weights if that is given after it."""
-    folder, _, digest = init_from.partition(PIN)
-    return Path(folder), digest or None
-
-
-def pin(init_from: str) -> str:
-    """`init_from` with the sha256 of the folder's weights after it: what a run keeps in its config.yaml, so that
-    neither a moved folder nor a changed one is mistaken for another. Raises ConfigError without such a folder."""
-    folder, digest = split_pin(init_from)
-    if digest:
-        return init_from
-    weights = folder / "model.safetensors"
-    if not weights.is_file():
-        fix = "; export that run first: python -m tid.export checkpoint=... to=..."
-        raise ConfigError(
-            f"model.init_from: wanted a folder with config.json and model.safetensors, got {folder}"
-            + (fix if (folder / "checkpoints").is_dir() or folder.is_file() else "")
-        )
-    stat = weights.stat()
-    return f"{init_from}{PIN}{_sha256(weights, stat.st_size, stat.st_mtime_ns)}"
-
-
-@functools.lru_cache(maxsize=16)
-def _sha256(path: Path, size: int, mtime_ns: int) -> str:
-    """Of the file; the size and time only tell the cache whether it is still the same file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _canonical_value(value: Any) -> Any:

@@ -1,5 +1,6 @@
 """Where a run computes and in what precision, and whether that can end within reason."""
 
+import ctypes
 import shlex
 import time
 from collections.abc import Sequence
@@ -8,6 +9,7 @@ import torch
 
 from tid.config import ConfigError
 
+MALLOPT_TRIM_THRESHOLD, MALLOPT_MMAP_MAX = -1, -4  # malloc.h
 PATIENCE_HOURS = 1.0  # device=auto starts nothing on a CPU that would take longer
 PROBE_SIZE, PROBE_SECONDS = 1024, 0.5
 # A training step reaches this share of the probe's speed: 0.68 to 0.79 for gpt_125m, 0.33 to 0.49 for gpt_20m
@@ -48,10 +50,25 @@ def fastest_precision(capability: tuple[int, int] | None) -> str:
     return "bf16" if capability >= (8, 0) else "fp16"
 
 
-def set_matmul_precision(device: torch.device) -> None:
-    """float32 products in TF32 on CUDA: ten bits of mantissa, several times the speed. CPUs stay exact."""
+def set_up(device: torch.device) -> None:
+    """What a process does once for speed. CUDA: float32 matrix products in TF32, ten bits of mantissa and several times
+    the speed. A CPU's stay exact, and it keeps its memory."""
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")
+    else:
+        keep_freed_memory()
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep freed memory for the next step instead of giving it back; does nothing with another C library.
+
+    Logits and their gradients are 100 MB each at 512 tokens. Given back, the kernel zeroes their pages anew at every
+    step: half of gpt_nano's step time on two cores (LOG.md).
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(MALLOPT_MMAP_MAX, 0)
+        libc.mallopt(MALLOPT_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def matmul_flops_per_second() -> float:

@@ -18,7 +18,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from tid.component import component
-from tid.model import GPT, Decoder, token_nats
+from tid.model import GPT, Decoder
 
 
 class Loss(NamedTuple):
@@ -44,14 +44,14 @@ def fill(x: Tensor, keep: Tensor, vector: Tensor | float) -> Tensor:
 
 def plain_loss(model: Decoder, tokens: Tensor, targets: Tensor) -> Loss:
     """Mean next-token cross-entropy with nothing dropped: the baseline, and every mode at rate 0."""
-    nats = token_nats(model(tokens), targets).mean()
+    nats = model.nats(model.layers(model.embed(tokens)), targets).mean()
     return Loss(nats, nats)
 
 
 def filled_loss(model: Decoder, batch: Batch, vector: Tensor | float) -> Tensor:
     """Mean cross-entropy of all predictions from inputs whose dropped tokens read `vector`."""
     x = fill(model.embed(batch.tokens), batch.keep, vector)
-    return token_nats(model.logits(model.layers(x)), batch.targets).mean()
+    return model.nats(model.layers(x), batch.targets).mean()
 
 
 class DropMode:
@@ -61,6 +61,10 @@ class DropMode:
 
     def check(self, shape: GPT) -> None:
         """Raise ValueError when the mode cannot work on a model of this shape."""
+
+    def bucket(self, context: int, kept_max: int) -> int:
+        """`kept_max` rounded up to one of a few sizes, so that only few shapes are ever compiled."""
+        return context
 
     def parameters(self, width: int) -> dict[str, nn.Parameter]:
         return {}
@@ -110,14 +114,8 @@ class Hide(DropMode):
         itself = torch.eye(length, dtype=torch.bool, device=batch.tokens.device)
         visible = (causal & batch.keep[:, None, :] | itself)[:, None]
         x = model.layers(model.embed(batch.tokens), visible=visible)
-        nats = token_nats(model.logits(x), batch.targets).mean()
+        nats = model.nats(x, batch.targets).mean()
         return Loss(nats, nats)
-
-
-def gathered_length(context: int, kept_max: int) -> int:
-    """`kept_max` rounded up to an eighth of the context: few static shapes."""
-    eighth = max(1, context // 8)
-    return min(context, -(-max(1, kept_max) // eighth) * eighth)
 
 
 @component
@@ -139,8 +137,12 @@ class Skip(DropMode):
                 f"{self.last_layers} must be less than model.num_layers {shape.num_layers}"
             )
 
+    def bucket(self, context: int, kept_max: int) -> int:
+        eighth = max(1, context // 8)
+        return min(context, -(-max(1, kept_max) // eighth) * eighth)
+
     def flops(self, shape: GPT, context: int, kept_max: int) -> float:
-        size = gathered_length(context, kept_max)
+        size = kept_max
         middle = shape.num_layers - self.first_layers - self.last_layers
         dense, short = shape.layer_flops_per_token(context) * context, shape.layer_flops_per_token(size) * size
         return shape.flops_per_token(context) * context - middle * (dense - short)
@@ -149,12 +151,12 @@ class Skip(DropMode):
         end = model.shape.num_layers - self.last_layers
         x = model.layers(model.embed(batch.tokens), last=self.first_layers)
         x = self.middle(model, x, batch, end)
-        nats = token_nats(model.logits(model.layers(x, first=end)), batch.targets).mean()
+        nats = model.nats(model.layers(x, first=end), batch.targets).mean()
         return Loss(nats, nats)
 
     def middle(self, model: Decoder, x: Tensor, batch: Batch, end: int) -> Tensor:
         """Middle layers on the kept tokens of x (B, T, C); dropped ones pass unchanged."""
-        length, size = x.shape[1], gathered_length(x.shape[1], batch.kept_max)
+        length, size = x.shape[1], min(x.shape[1], max(1, batch.kept_max))
         index = (~batch.keep).byte().argsort(dim=1, stable=True)[:, :size]  # kept tokens first, in order
         rows = index[..., None].expand(-1, -1, x.shape[2])
         rope = tuple(table[index][:, None] for table in model.rope(length))
@@ -170,7 +172,7 @@ class LossMask(DropMode):
     Lin et al. 2024). The mean is over the targets that are left in the micro-batch."""
 
     def loss(self, model: Decoder, batch: Batch, learned: nn.ParameterDict) -> Loss:
-        nats = token_nats(model(batch.tokens), batch.targets)
+        nats = model.nats(model.layers(model.embed(batch.tokens)), batch.targets)
         # the token at position t+1 is the target at t; the last target is no input and is always kept
         kept = torch.cat((batch.keep[:, 1:], torch.ones_like(batch.keep[:, :1])), dim=1)
         return Loss(torch.where(kept, nats, 0.0).sum() / kept.sum(), nats.detach().mean())

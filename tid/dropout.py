@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from tid import randomness
@@ -12,6 +11,7 @@ from tid.model import GPT, Decoder
 from tid.schedules import NoDrop, rate_band
 from tid.scorers import Evidence, NoScorer
 
+NEEDS = {"nothing": 0, "logits": 1, "attention": 1, "gradients": 2}  # thirds of a training pass that it costs
 LOGIT_CHUNK_BYTES = 1 << 30  # scoring from logits goes row by row once (B, T, V) float32 would be larger
 
 
@@ -25,6 +25,8 @@ def check_combination(scorer: Any, selector: Any, mode: Any, schedule: Any, shap
             f"selector {type(selector).__name__} follows one rate for all sequences, but drop_schedule "
             f"{type(schedule).__name__} gives each its own: use selector=lowest, highest or sampled"
         )
+    if scorer.needs not in NEEDS:
+        raise ValueError(f"scorer {type(scorer).__name__} needs {scorer.needs!r}: wanted one of {', '.join(NEEDS)}")
     mode.check(shape)
     if getattr(scorer, "of", None) == "predicted" and protect_first < 1:
         raise ValueError(
@@ -38,21 +40,6 @@ def check_combination(scorer: Any, selector: Any, mode: Any, schedule: Any, shap
         )
 
 
-@torch.no_grad()
-def logit_scores(model: Decoder, scorer: Any, e: Evidence) -> Tensor:
-    """Scores (B, T) of a scorer that needs logits, in as many row chunks as keep the logits small."""
-    x = model.layers(model.embed(e.tokens))
-    row_bytes = 4 * e.tokens.shape[1] * model.shape.vocab_size
-    chunk = max(1, LOGIT_CHUNK_BYTES // row_bytes)
-    scores = []
-    for at in range(0, len(x), chunk):
-        rows = slice(at, at + chunk)
-        part = Evidence(e.tokens[rows], e.targets[rows], e.embeddings, e.counts, e.noise[rows])
-        part.logits = model.logits(x[rows]).float()
-        scores.append(scorer(part))
-    return torch.cat(scores)
-
-
 def embedding_gradients(model: Decoder, tokens: Tensor, targets: Tensor) -> Tensor:
     """∂L/∂e_t for every input token, (B, T, C) float32, L the loss summed over all predictions.
 
@@ -61,35 +48,14 @@ def embedding_gradients(model: Decoder, tokens: Tensor, targets: Tensor) -> Tens
     """
     with torch.enable_grad():
         inputs = model.embed(tokens).detach().requires_grad_()
-        logits = model.logits(model.layers(inputs)).float()
-        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
+        loss = model.nats(model.layers(inputs), targets).sum()
         return torch.autograd.grad(loss, inputs)[0].float()
-
-
-def score(model: Decoder, scorer: Any, e: Evidence) -> Tensor:
-    """Importance (B, T) float32 of every input token of an un-dropped pass. Touches no `.grad`, RNG or batch."""
-    if scorer.needs == "logits":
-        return logit_scores(model, scorer, e)
-    if scorer.needs == "gradients":
-        e.gradients = embedding_gradients(model, e.tokens, e.targets)
-    elif scorer.needs == "attention":
-        mass: list[Tensor] = []
-        with torch.no_grad():
-            model.layers(model.embed(e.tokens), mass=mass)
-        e.attention = torch.stack(mass)
-    elif scorer.needs != "nothing":
-        raise ValueError(
-            f"scorer {type(scorer).__name__} needs {scorer.needs!r}: wanted nothing, logits, attention or gradients"
-        )
-    with torch.no_grad():
-        return scorer(e).float()
 
 
 def score_flops(shape: GPT, context: int, needs: str) -> float:
     """Floating-point operations of scoring one sequence, from the training pass's: a forward pass is a third of it,
     a backward pass that stops at the inputs another third."""
-    thirds = {"nothing": 0, "logits": 1, "attention": 1, "gradients": 2}[needs]
-    return thirds / 3 * shape.flops_per_token(context) * context
+    return NEEDS[needs] / 3 * shape.flops_per_token(context) * context
 
 
 @dataclass
@@ -141,11 +107,48 @@ class TokenDropout:
         allowed[:, : self.protect_first] = False
         return allowed
 
-    def scores(self, model: Decoder, tokens: Tensor, targets: Tensor, samples: Tensor) -> Tensor:
-        """Importance (B, T) float32 from the model as it stands, on un-dropped inputs."""
+    def compile(self) -> None:
+        """Have torch fuse scoring from logits, and the selection, from here on."""
+        self.from_last_layer = torch.compile(self.from_last_layer, dynamic=False)
+        self.choose = torch.compile(self.choose, dynamic=False)
+
+    def scores(
+        self, model: Decoder, tokens: Tensor, targets: Tensor, samples: Tensor, table: Tensor | None = None
+    ) -> Tensor:
+        """Importance (B, T) float32 from the model as it stands, on un-dropped inputs. Touches no `.grad` or batch.
+
+        table: the float32 token embeddings, (V or more, C); without it the model's own.
+        """
+        table = model.embed_tokens.weight if table is None else table
         noise = randomness.uniform(self.seed, randomness.SCORES, samples, tokens.shape[1])
-        table = model.embed_tokens.weight[: model.shape.vocab_size]
-        return score(model, self.scorer, Evidence(tokens, targets, table, self.counts, noise))
+        e = Evidence(tokens, targets, table[: model.shape.vocab_size], self.counts, noise)
+        needs = self.scorer.needs
+        if needs == "logits":
+            return self.logit_scores(model, e)
+        if needs == "gradients":
+            e.gradients = embedding_gradients(model, tokens, targets)
+        elif needs == "attention":
+            with torch.no_grad():
+                e.attention = model.attention_mass(model.embed(tokens))
+        with torch.no_grad():
+            return self.scorer(e).float()
+
+    @torch.no_grad()
+    def logit_scores(self, model: Decoder, e: Evidence) -> Tensor:
+        """Scores (B, T) of a scorer that needs logits, in as many row chunks as keep the logits small."""
+        x = model.layers(model.embed(e.tokens))
+        row_bytes = 4 * e.tokens.shape[1] * model.shape.vocab_size
+        size = max(1, LOGIT_CHUNK_BYTES // row_bytes)
+        per_row = zip(*(t.split(size) for t in (x, e.tokens, e.targets, e.noise)), strict=True)
+        return torch.cat([
+            self.from_last_layer(model, part, Evidence(tokens, targets, e.embeddings, e.counts, noise))
+            for part, tokens, targets, noise in per_row
+        ])  # fmt: skip
+
+    def from_last_layer(self, model: Decoder, x: Tensor, e: Evidence) -> Tensor:
+        """Scores of rows whose last layer's output is x (B, T, C)."""
+        e.logits = model.logits(x).float()
+        return self.scorer(e).float()
 
     @torch.no_grad()
     def choose(self, scores: Tensor, tokens: Tensor, band: Tensor, samples: Tensor) -> Choice:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tid.model import Attention, Decoder, rotate
+from tid.model import Attention, Decoder, Rope
 from tid.precision import autocast
 
 
@@ -43,17 +43,12 @@ def read(model: Decoder, tokens: Tensor, cache: Cache) -> Tensor:
     return model.logits(x[:, -1:])[:, 0].float()
 
 
-def attend(attention: Attention, x: Tensor, rope: tuple[Tensor, Tensor], cache: Cache, layer: int) -> Tensor:
+def attend(attention: Attention, x: Tensor, rope: Rope, cache: Cache, layer: int) -> Tensor:
     """`Attention.forward` of new tokens x (B, T, C), with the cache's tokens before them."""
-    batch, length, width = x.shape
-    q, k, v = (
-        proj(x).view(batch, length, attention.num_heads, -1).transpose(1, 2)
-        for proj in (attention.q_proj, attention.k_proj, attention.v_proj)
-    )
-    q, k = rotate(q, *rope), rotate(k, *rope)
+    q, k, v = attention.queries_keys_values(x, rope)
     k, v = cache.extend(layer, k, v)
-    y = F.scaled_dot_product_attention(q, k, v, is_causal=length > 1)
-    return attention.o_proj(y.transpose(1, 2).reshape(batch, length, width))
+    y = F.scaled_dot_product_attention(q, k, v, is_causal=x.shape[1] > 1)
+    return attention.o_proj(y.transpose(1, 2).flatten(2))
 
 
 def choose(

@@ -52,6 +52,7 @@ class RunInfo:
     folder: Path
     resumed: bool
     say: Callable[[str], None] = say
+    notes: str = ""
 
 
 class Worker:
@@ -113,6 +114,10 @@ class Handle:
         """Log a table. A column holds values of one type."""
         rows = [list(row) for row in rows]
         self.queue(lambda: self.send({name: self.library.Table(columns=list(columns), data=rows)}, step))
+
+    def log_image(self, name: str, pixels: np.ndarray, step: int) -> None:
+        """Log an image, (H, W, 3) uint8."""
+        self.queue(lambda: self.send({name: self.library.Image(pixels)}, step))
 
     def summary(self, values: dict[str, Any]) -> None:
         """Set what stands in the run's overview, beside the best validation figures."""

@@ -1,5 +1,6 @@
 """A training job: from a checked configuration to a finished run in its folder."""
 
+import functools
 import time
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,15 @@ from tid.config import ConfigError, RunConfig, doubts, is_baseline, run_hash, ru
 from tid.data import Corpus, load_corpus
 from tid.data.batches import Batches
 from tid.data.tokenizer import EOT
-from tid.device import choose_device, choose_precision, refuse_hopeless, set_matmul_precision
+from tid.device import choose_device, choose_precision, refuse_hopeless, set_up
+from tid.diagnostics import probe
 from tid.dropout import TokenDropout, check_combination
 from tid.handle import RunInfo
+from tid.llama import load_weights, pinned, refuse_mismatch
 from tid.logs import RunLock, RunLog, read_status, say, write_csv, write_json, write_status, write_text
 from tid.loop import Preempted, Run, fit, resume
+from tid.pin import split_pin
+from tid.revision import git_sha
 from tid.step import TrainStep
 from tid.summary import device_name, summarise
 from tid.validation import Validation
@@ -31,6 +36,7 @@ def train(config: dict, settings: RunConfig, parts: dict, overrides: list[str]) 
     correct and SystemExit(128 + signal) after a stop by a signal.
     """
     started = time.perf_counter()
+    config = pinned(config)
     folder = Path(settings.output_dir) / settings.name / f"{run_slug(config)}-{run_hash(config)}"
     if done_already(folder):
         return folder
@@ -41,7 +47,7 @@ def train(config: dict, settings: RunConfig, parts: dict, overrides: list[str]) 
     step_tokens = settings.context * settings.batch_size * settings.accumulate_steps
     step_flops = parts["model"].flops_per_token(settings.context) * step_tokens
     refuse_hopeless(settings.device, device, step_flops, settings.total_steps, overrides)
-    set_matmul_precision(device)
+    set_up(device)
     corpus = load_corpus(parts["data"], settings.data_dir, settings.tokenizer_dir)
     with RunLock(folder):
         if done_already(folder):  # by another process, a moment ago
@@ -51,6 +57,7 @@ def train(config: dict, settings: RunConfig, parts: dict, overrides: list[str]) 
             for complaint in complaints:
                 log.say(f"warning: {complaint}; resuming from the newest intact checkpoint")
             try:
+                write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
                 run = assemble(config, settings, parts, corpus, device, folder, log)
                 carry_out(run, state, parts["tracker"], started)
             except BaseException as error:
@@ -77,6 +84,8 @@ def refuse_nonsense(settings: RunConfig, parts: dict) -> None:
         check_combination(*together, protect_first=settings.protect_first)
     except ValueError as error:
         raise ConfigError(str(error)) from None
+    if parts["model"].init_from:
+        refuse_mismatch(parts["model"])
 
 
 def assemble(
@@ -84,7 +93,9 @@ def assemble(
 ) -> Run:
     """The run at step 0, its model initialised and its data on the device."""
     model = parts["model"].build(settings.seed).to(device)
-    precision = choose_precision(settings.precision, device)
+    if parts["model"].init_from:
+        load_weights(model, split_pin(parts["model"].init_from)[0])
+    precision, fast = choose_precision(settings.precision, device), settings.compile and device.type == "cuda"
     counts = np.bincount(corpus.train.tokens, minlength=model.shape.vocab_size)
     dropout = TokenDropout(
         parts["scorer"],
@@ -114,6 +125,7 @@ def assemble(
         total_steps=settings.total_steps,
         window=settings.log_every,
         precision=precision,
+        fast=fast,
     )
     validation = Validation(
         corpus.val.tokens,
@@ -125,6 +137,7 @@ def assemble(
         batch_size=settings.eval_batch_size,
         precision=precision,
         device=device,
+        fast=fast,
     )
     return Run(
         step,
@@ -139,20 +152,28 @@ def assemble(
         log_every=settings.log_every,
         eval_every=settings.eval_every,
         checkpoint_every=settings.checkpoint_every,
-    )
+        should_stop=functools.partial(parts["pruner"].verdict, config, folder),
+        probe=probe(
+            settings.diagnostics, corpus, context=settings.context, batch_size=settings.batch_size,
+            precision=precision, drops=not is_baseline(config),
+        ),
+    )  # fmt: skip
 
 
 def carry_out(run: Run, state: dict | None, tracker: Any, started: float) -> None:
     """Start or resume the run, train to the end, write the summary."""
-    write_text(run.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(run.config)))
     if state:
         resume(run, state)
-    write_status(run.folder, "running", step=run.done, total_steps=run.total_steps)
+    write_status(run.folder, "running", step=run.done, total_steps=run.total_steps, code=git_sha())
     introduce(run)
     with tracker.start(tracked(run)) as run.tracker:
         fit(run)
         summary = summarise(run, run_hash=run_hash(run.config), seconds_total=time.perf_counter() - started)
         run.tracker.summary(flat(summary))
+    if run.stopped:
+        write_status(run.folder, "pruned", reason=run.stopped, step=run.done, total_steps=run.total_steps)
+        run.log.say(f"pruned at step {run.done}: {run.stopped}")
+        return
     write_documents(run)
     write_json(run.folder / "summary.json", summary)
     write_status(run.folder, "done", step=run.done, total_steps=run.total_steps)
@@ -177,8 +198,9 @@ def tracked(run: Run) -> RunInfo:
     name = run.config["name"]
     targets = [run.config[group]["_target_"] for group in ("scorer", "drop_mode", "drop_schedule")]
     return RunInfo(
-        name=run_slug(run.config),
+        name=run.config["label"] or run_slug(run.config),
         group=name,
+        notes=run.config["question"],
         job_type="baseline" if is_baseline(run.config) else "dropout",
         tags=tuple(snake_case(t.rpartition(".")[2]) for t in targets),
         run_id=f"{name}-{run_hash(run.config)}".replace("/", "-"),

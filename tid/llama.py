@@ -13,10 +13,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tid.config import ConfigError, pin, split_pin
+from tid.config import ConfigError
 from tid.model import GPT, Decoder
+from tid.pin import PIN, WEIGHTS, split_pin, weights_sha256
 
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
+CONFIG = "config.json"
 HEAD = "lm_head.weight"  # left out when it is tied; some writers store it all the same
 # config.json's name of each field of our shape that the weights depend on
 FIELDS = {
@@ -72,6 +73,7 @@ def write_weights(model: Decoder, path: Path) -> None:
     embedding = llama_name("embed_tokens.weight")
     tensors[embedding] = tensors[embedding][: model.shape.vocab_size]
     save_file({name: tensor.float().contiguous() for name, tensor in tensors.items()}, path, {"format": "pt"})
+    path.chmod(0o644)  # safetensors leaves it to its owner alone
 
 
 # ------------------------------------------------------------------------------------------------ read
@@ -138,11 +140,29 @@ def shape_of(folder: Path) -> tuple[GPT, int]:
     return shape, found["max_position_embeddings"]
 
 
+def pinned(config: dict) -> dict:
+    """A run's configuration with the checksum of the weights after model.init_from, if it starts from a folder.
+
+    Raises LlamaError when there are no weights.
+    """
+    init_from = config["model"].get("init_from")
+    if not init_from:
+        return config
+    folder, _ = split_pin(init_from)
+    digest = weights_sha256(init_from)
+    if digest is None:
+        raise LlamaError(
+            f"model.init_from: wanted a folder with {CONFIG} and {WEIGHTS}, got {folder}; python -m tid.export makes "
+            "one of a run"
+        )
+    return config | {"model": config["model"] | {"init_from": f"{folder}{PIN}{digest}"}}
+
+
 def refuse_mismatch(shape: GPT) -> None:
     """Raise LlamaError unless the folder of `shape.init_from` has a model of that shape, naming every field that
-    differs, and still the weights of the pin, if it has one. Quick: reads no weights but for an unpinned file."""
+    differs, and holds the weights of the checksum, if there is one. Reads no weights but to check that."""
     folder, digest = split_pin(shape.init_from)
-    if digest and (now := split_pin(pin(str(folder)))[1]) != digest:
+    if digest and (now := weights_sha256(str(folder))) not in (digest, None):
         raise LlamaError(f"model.init_from: {folder} had weights with sha256 {digest} and now has {now}")
     theirs, _ = shape_of(folder)
     pairs = {field: (getattr(theirs, field), getattr(shape, field)) for field in FIELDS}

@@ -8,6 +8,7 @@ import torch
 
 from tid import checkpoint, config, llama
 from tid.checkpoint import BEST, CheckpointError
+from tid.config import NEUTRAL
 from tid.model import Decoder
 
 RECORD = "tid.json"  # in an exported folder: what is known of the run that made it
@@ -17,9 +18,9 @@ RECORD = "tid.json"  # in an exported folder: what is known of the run that made
 class Loaded:
     """A model, and what is known of its training.
 
-    context: tokens it was trained on at a time. record: of the run that trained it: config, step, validation (the
-    figures at the last evaluation before that step), summary (summary.json, if the run is done); None for a model
-    from elsewhere. file: what was read. folder: where results about it belong; name: what to call it there.
+    context: tokens it was trained on at a time. record: of the run that trained it: config (what determines the
+    result), step, validation (the figures at the last evaluation until that step), summary (summary.json, if the run
+    is done); None for a model from elsewhere. file: what was read. folder: where results about it belong, under name.
     """
 
     model: Decoder
@@ -61,7 +62,7 @@ def load_checkpoint(path: Path, device: torch.device) -> Loaded:
     record = {
         "checkpoint": file.name,
         "step": run["done"],
-        "config": run["config"],
+        "config": {key: value for key, value in run["config"].items() if key not in NEUTRAL},
         "validation": run["final"],
         "summary": read_json(folder / "summary.json"),
     }

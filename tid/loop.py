@@ -4,6 +4,7 @@ import math
 import resource
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,10 @@ class Run:
     log_every: int
     eval_every: int
     checkpoint_every: int
+    should_stop: Callable[[dict], str | None] = lambda row: None  # asked after every evaluation: why, if it should
+    stopped: str | None = None  # why it was stopped early
     tracker: Any = None  # a handle of tid.tracking
+    probe: Any = None  # figures about what is dropped, of tid.diagnostics
     done: int = 0  # updates made
     logged: int = 0  # updates whose metrics are written
     seconds: float = 0.0  # training time, evaluation and checkpoints included, of all sittings
@@ -61,7 +65,7 @@ class Run:
 
     @property
     def samples_per_step(self) -> int:
-        return self.step.batch_size * self.step.accumulate_steps
+        return self.step.samples
 
     @property
     def checkpoints(self) -> Path:
@@ -97,11 +101,16 @@ def fit(run: Run) -> None:
                 run.tracker.log(row, run.done)
                 progress.update(run.done, loss=row["train_loss"], drop_rate=row["drop_rate_realised"],
                                 val_loss=row.get("val_loss"))  # fmt: skip
+            if run.probe and run.done % run.probe.every == 0:
+                started += run.probe(run)
             if eval_due or run.done % run.checkpoint_every == 0 or stop.signal:
                 run.seconds = time.perf_counter() - started
                 save(run)
             if stop.signal and run.done < run.total_steps:
                 raise Preempted(stop.signal, run.done)
+            if eval_due and run.done < run.total_steps and (why := run.should_stop(row)):
+                run.stopped = why
+                return
 
 
 def train_row(run: Run, step_ms: list[float]) -> dict[str, float]:
@@ -136,6 +145,7 @@ def train_row(run: Run, step_ms: list[float]) -> dict[str, float]:
         "score_ms": score_ms,
         "tokens_per_second": 1000 * tokens_per_step / millis,
         "memory_mib": peak_memory_mib(step.device),
+        "flops": step.train_flops + step.score_flops,
     }
     run.logged = run.done
     return row
@@ -150,7 +160,7 @@ def peak_memory_mib(device: torch.device) -> float:
 
 def evaluate(run: Run) -> dict[str, float]:
     """Full validation: figures for the metrics row; remembers the best, logs what was dropped to the tracker."""
-    nats = run.validation.nats(run.step.model)
+    nats = run.validation.nats(run.step.updating.scoring)
     figures = run.validation.figures(nats)
     select, report = run.validation.halves(nats)
     if not math.isfinite(figures.loss):
@@ -160,7 +170,7 @@ def evaluate(run: Run) -> dict[str, float]:
     if run.best is None or select.loss < run.best["val_select_loss"]:
         run.best = {**run.final, "val_select_loss": select.loss}
         run.documents["best"] = run.documents["final"]
-    if run.step.last_scores is not None:
+    if run.totals["droppable"]:
         run.tracker.log_histogram("scores", run.step.last_scores.float().cpu().numpy(), run.done)
         for name, rows in drop_tables(run).items():
             run.tracker.log_table(name, ["token", "seen", "drop_rate"], rows, run.done)

@@ -56,7 +56,10 @@ class GPT:
         return 6.0 * weights + 12.0 * self.hidden_size * context
 
 
-def rope_table(length: int, head_size: int, theta: float, device: torch.device) -> tuple[Tensor, Tensor]:
+Rope = tuple[Tensor, Tensor]  # cosines and sines
+
+
+def rope_table(length: int, head_size: int, theta: float, device: torch.device) -> Rope:
     """Cosines and sines (length, head_size), float32, of rotary position embedding (Su et al. 2021)."""
     frequency = theta ** (-torch.arange(0, head_size, 2, device=device, dtype=torch.float32) / head_size)
     angle = torch.arange(length, device=device, dtype=torch.float32)[:, None] * frequency
@@ -99,24 +102,24 @@ class Attention(nn.Module):
         for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
             self.add_module(name, matrix(shape.hidden_size, shape.hidden_size))
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], visible: Tensor | None, mass: list | None) -> Tensor:
-        """x (B, T, C) → (B, T, C). `visible` (B, 1, T, T) replaces the causal mask; True = may attend.
-
-        With `mass` a list, attention is computed explicitly and the probability that each key receives from all
-        queries, averaged over heads, is appended to it as (B, T) float32.
-        """
-        batch, length, width = x.shape
+    def queries_keys_values(self, x: Tensor, rope: Rope) -> tuple[Tensor, Tensor, Tensor]:
+        """x (B, T, C) → q, k, v (B, H, T, head_size), the first two rotated to their positions."""
         q, k, v = (
-            proj(x).view(batch, length, self.num_heads, -1).transpose(1, 2)
+            proj(x).view(*x.shape[:2], self.num_heads, -1).transpose(1, 2)
             for proj in (self.q_proj, self.k_proj, self.v_proj)
         )
-        q, k = rotate(q, *rope), rotate(k, *rope)
-        if mass is not None:
-            y, weights = explicit_attention(q, k, v)
-            mass.append(weights.mean(dim=1).sum(dim=1))
-        else:
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, is_causal=visible is None)
-        return self.o_proj(y.transpose(1, 2).reshape(batch, length, width))
+        return rotate(q, *rope), rotate(k, *rope), v
+
+    def forward(self, x: Tensor, rope: Rope, visible: Tensor | None) -> Tensor:
+        """x (B, T, C) → (B, T, C). `visible` (B, 1, T, T) replaces the causal mask; True = may attend."""
+        q, k, v = self.queries_keys_values(x, rope)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, is_causal=visible is None)
+        return self.o_proj(y.transpose(1, 2).flatten(2))
+
+    def with_mass(self, x: Tensor, rope: Rope) -> tuple[Tensor, Tensor]:
+        """As `forward`, and the attention that each token receives from all queries, averaged over heads, (B, T)."""
+        y, weights = explicit_attention(*self.queries_keys_values(x, rope))
+        return self.o_proj(y.transpose(1, 2).flatten(2)), weights.mean(dim=1).sum(dim=1)
 
 
 def explicit_attention(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -154,9 +157,15 @@ class Block(nn.Module):
         self.post_attention_layernorm = RMSNorm(shape.hidden_size, shape.norm_eps)
         self.mlp = MLP(shape)
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], visible: Tensor | None, mass: list | None) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), rope, visible, mass)
+    def forward(self, x: Tensor, rope: Rope, visible: Tensor | None = None) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), rope, visible)
         return x + self.mlp(self.post_attention_layernorm(x))
+
+    def with_mass(self, x: Tensor, rope: Rope) -> tuple[Tensor, Tensor]:
+        """As `forward`, and the attention that each token receives, (B, T) float32."""
+        y, mass = self.self_attn.with_mass(self.input_layernorm(x), rope)
+        x = x + y
+        return x + self.mlp(self.post_attention_layernorm(x)), mass
 
 
 class Decoder(nn.Module):
@@ -169,6 +178,7 @@ class Decoder(nn.Module):
     def __init__(self, shape: GPT, generator: torch.Generator) -> None:
         super().__init__()
         self.shape = shape
+        self.ropes: dict[tuple, Rope] = {}
         padded = math.ceil(shape.vocab_size / PAD_VOCAB_TO) * PAD_VOCAB_TO
         self.embed_tokens = skip_init(nn.Embedding, padded, shape.hidden_size)  # tied: also the output matrix
         self.blocks = nn.ModuleList(Block(shape) for _ in range(shape.num_layers))
@@ -192,33 +202,48 @@ class Decoder(nn.Module):
         padding = (self.embed_tokens.num_embeddings - self.shape.vocab_size) * self.shape.hidden_size
         return sum(p.numel() for p in self.parameters()) - padding
 
-    def rope(self, length: int) -> tuple[Tensor, Tensor]:
-        """Rotary cosines and sines (T, head_size) of positions 0 … T-1."""
-        head_size = self.shape.hidden_size // self.shape.num_heads
-        return rope_table(length, head_size, self.shape.rope_theta, self.norm.weight.device)
+    def rope(self, length: int) -> Rope:
+        """Rotary cosines and sines (T, head_size) of positions 0 … T-1; made once per length and device."""
+        key = (length, self.norm.weight.device)
+        if key not in self.ropes:
+            head_size = self.shape.hidden_size // self.shape.num_heads
+            self.ropes[key] = rope_table(length, head_size, self.shape.rope_theta, key[1])
+        return self.ropes[key]
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Token embeddings: (B, T) int64 → (B, T, C) float32."""
-        return self.embed_tokens(tokens)
+        return self.embed_tokens(tokens).float()
 
     def layers(
         self,
         x: Tensor,
-        rope: tuple[Tensor, Tensor] | None = None,
+        rope: Rope | None = None,
         visible: Tensor | None = None,
-        mass: list[Tensor] | None = None,
         first: int = 0,
         last: int | None = None,
     ) -> Tensor:
         """Blocks `first` … `last`-1 on x (B, T, C). `rope` gives other positions than 0 … T-1, (B, 1, T, head_size)."""
         rope = self.rope(x.shape[1]) if rope is None else rope
         for block in self.blocks[first:last]:
-            x = block(x, rope, visible, mass)
+            x = block(x, rope, visible)
         return x
+
+    def attention_mass(self, x: Tensor) -> Tensor:
+        """Attention probability that each token of x (B, T, C) receives in each layer, averaged over heads and summed
+        over queries: (L, B, T) float32."""
+        rope, received = self.rope(x.shape[1]), []
+        for block in self.blocks:
+            x, mass = block.with_mass(x, rope)
+            received.append(mass)
+        return torch.stack(received)
 
     def logits(self, x: Tensor) -> Tensor:
         """Last layer's output (B, T, C) → next-token logits (B, T, vocab_size); padding is cut off."""
         return F.linear(self.norm(x), self.embed_tokens.weight)[..., : self.shape.vocab_size]
+
+    def nats(self, x: Tensor, targets: Tensor) -> Tensor:
+        """Last layer's output (B, T, C) and targets (B, T) int64 → cross-entropy of each prediction, (B, T) float32."""
+        return token_nats(self.logits(x), targets)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Tokens (B, T) int64 → logits (B, T, vocab_size)."""

@@ -4,8 +4,6 @@ Hydra itself composes a sweep's jobs only after it has written the sweep's folde
 suggests `+key=value`, which would add a setting that nothing reads.
 """
 
-from collections.abc import Iterator
-
 from hydra import compose, initialize_config_dir
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
@@ -17,11 +15,12 @@ from omegaconf import DictConfig, OmegaConf
 from tid.config import ConfigError
 from tid.messages import did_you_mean, keys_of, shown
 
-OPTIONAL_GROUPS = ("experiment",)
+OPTIONAL_GROUPS = ("experiment", "sweeps")
 
 
 def examine(settings: list[str], conf: str, config_name: str, multirun: bool) -> list[DictConfig]:
-    """The composed configuration without the node hydra; of a sweep one for each value, not each combination.
+    """The composed configuration without the node hydra; of a sweep that of the first values: its other cells are
+    composed, all of them, when it is planned (tid.sweep.grid).
 
     settings: the overrides, as "seed=3"; conf: the folder of the YAML files. Raises ConfigError
     for the first setting that cannot be read or whose group, option or key does not exist.
@@ -29,18 +28,20 @@ def examine(settings: list[str], conf: str, config_name: str, multirun: bool) ->
     with initialize_config_dir(conf, version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
         parser = OverridesParser.create(config_loader=loader)
-        parsed = [_parsed(setting, parser) for setting in settings]
+        parsed = [parse_one(setting, parser) for setting in settings]
         for override in parsed:
             if override.is_sweep_override() and not multirun:
                 raise ConfigError(
                     f"{override.input_line}: several values are a sweep; to run each of them add -m: "
                     f"-m {override.input_line}"
                 )
-            _refuse_unknown_option(override, loader)
-        return [_composed(cell, parser, loader, config_name) for cell in _cells(parsed)]
+            refuse_unknown_option(override, loader)
+            _refuse_sweeps(override, multirun)
+        return [composed(_first(parsed), parser, loader, config_name)]
 
 
-def _parsed(setting: str, parser: OverridesParser) -> Override:
+def parse_one(setting: str, parser: OverridesParser) -> Override:
+    """The setting as Hydra reads it. Raises ConfigError for what it cannot read."""
     try:
         override = parser.parse_overrides([setting])[0]
     except OverrideParseException as error:
@@ -74,7 +75,8 @@ def _values(override: Override) -> list[str]:
     return [texts[0], texts[-1]] if isinstance(value, RangeSweep) and texts else texts
 
 
-def _refuse_unknown_option(override: Override, loader: ConfigLoader) -> None:
+def refuse_unknown_option(override: Override, loader: ConfigLoader) -> None:
+    """Raise ConfigError, naming the nearest, for an option that its group does not have."""
     group = override.key_or_group
     options = loader.get_group_options(group)
     if override.is_delete() or not options:
@@ -99,14 +101,19 @@ def _own_groups(loader: ConfigLoader) -> list[str]:
     return [name for name in loader.list_groups("") if name != "hydra"]
 
 
-def _cells(parsed: list[Override]) -> Iterator[list[str]]:
-    """Lists of settings without sweeps: all first values, then each other value of each sweep in turn."""
+def _refuse_sweeps(override: Override, multirun: bool) -> None:
+    if override.key_or_group != "sweeps":
+        return
+    if override.is_sweep_override():
+        raise ConfigError(f"{override.input_line}: one sweep at a time; run one after the other")
+    if not multirun and override.value() is not None:
+        raise ConfigError(f"{override.input_line}: a sweep is many runs; to run them add -m: -m {override.input_line}")
+
+
+def _first(parsed: list[Override]) -> list[str]:
+    """The settings with of every sweep only its first value."""
     choices = [[_assignment(override, value) for value in _values(override)] for override in parsed]
-    first = [texts[0] for texts in choices if texts]
-    yield first
-    for index, texts in enumerate(choices):
-        for text in texts[1:]:
-            yield [*first[:index], text, *first[index + 1 :]]
+    return [texts[0] for texts in choices if texts]
 
 
 def _assignment(override: Override, value: str) -> str:
@@ -115,11 +122,12 @@ def _assignment(override: Override, value: str) -> str:
     )
 
 
-def _composed(cell: list[str], parser: OverridesParser, loader: ConfigLoader, config_name: str) -> DictConfig:
+def composed(cell: list[str], parser: OverridesParser, loader: ConfigLoader, config_name: str) -> DictConfig:
+    """The configuration with these settings. Raises ConfigError, naming the one to blame, when there is none."""
     try:
         return compose(config_name, cell)
     except (HydraException, ValueError):
-        _refuse_unknown_key([_parsed(setting, parser) for setting in cell], loader, config_name)
+        _refuse_unknown_key([parse_one(setting, parser) for setting in cell], loader, config_name)
         raise
 
 

@@ -120,7 +120,7 @@ class Threshold(Selector):
         ordered = scores.masked_fill(~droppable, torch.inf).flatten().sort().values
         total = droppable.sum()
         index = (rate.mean() * total).long().clamp(max=(total - 1).clamp_min(0))
-        batch_quantile = torch.where(total > 0, ordered[index], state["quantile"])
+        batch_quantile = torch.where(total > 0, ordered.gather(0, index[None])[0], state["quantile"])
         state["quantile"].lerp_(batch_quantile, 1 - self.momentum)
         state["weight"].lerp_(torch.where(total > 0, 1.0, state["weight"]), 1 - self.momentum)
         return keep

@@ -2,25 +2,13 @@
 
 import platform
 import statistics
-import subprocess
 import sys
-from pathlib import Path
 
 import torch
 
 import tid
 from tid.loop import Run
-
-
-def git_sha() -> str | None:
-    """Commit of the code, "-dirty" when files differ from it; None outside a git checkout."""
-    folder = Path(tid.__file__).parent
-    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        found = subprocess.run(command, capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return found.stdout.strip() or None
+from tid.revision import git_sha
 
 
 def device_name(device: torch.device) -> str:

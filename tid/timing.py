@@ -6,16 +6,22 @@ import torch
 
 
 class Stopwatch:
-    """``with watch: ...`` times a region; `read` returns the durations since the last read, in milliseconds."""
+    """``with watch: ...`` times a region; `read` returns the durations since the last read, in milliseconds.
+
+    A region inside a CUDA graph that is being captured is timed at each replay; `read` then has only the latest of
+    the graph that was captured under the present `label`.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.on_cuda = device.type == "cuda"
         self.marks: list[tuple] = []
+        self.label: object = None
+        self.captured: dict[object, tuple] = {}  # a graph's events must outlive it
 
     def mark(self):
         if not self.on_cuda:
             return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
+        event = torch.cuda.Event(enable_timing=True, external=torch.cuda.is_current_stream_capturing())
         event.record()
         return event
 
@@ -23,13 +29,19 @@ class Stopwatch:
         self.start = self.mark()
 
     def __exit__(self, *exception) -> None:
-        self.marks.append((self.start, self.mark()))
+        marks = (self.start, self.mark())
+        if self.on_cuda and torch.cuda.is_current_stream_capturing():
+            self.captured[self.label] = marks
+        else:
+            self.marks.append(marks)
 
     def read(self) -> list[float]:
         """Durations in milliseconds, oldest first. On CUDA this waits for the last region to end."""
         marks, self.marks = self.marks, []
         if not self.on_cuda:
             return [1000 * (end - start) for start, end in marks]
+        if self.captured:
+            marks = [self.captured[self.label]] if self.label in self.captured else []
         if marks:
             marks[-1][1].synchronize()
         return [start.elapsed_time(end) for start, end in marks]

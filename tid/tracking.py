@@ -147,7 +147,7 @@ class WandbHandle(Handle):
         return self.library.init(
             project=options.project, entity=options.entity, mode=mode, dir=str(run.folder.resolve()),
             id=run.run_id, resume="allow", name=run.name, group=run.group, job_type=run.job_type,
-            tags=list(dict.fromkeys(tag[:64] for tag in run.tags if tag)), config=run.config,
+            notes=run.notes or None, tags=list(dict.fromkeys(tag[:64] for tag in run.tags if tag)), config=run.config,
             reinit="create_new", settings=self.settings(mode=mode),
         )  # fmt: skip
 

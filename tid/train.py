@@ -8,7 +8,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from tid import cli
-from tid.config import build, check, plain
+from tid.config import build, check, plain, run_hash, run_slug
 
 
 @cli.entry("train", check=check)
@@ -16,6 +16,14 @@ def main(cfg: DictConfig) -> None:
     from tid.job import train  # torch waits until the settings are known to be good
 
     config = plain(cfg)
+    if config["cell"]:  # a sweep has frozen this run's configuration
+        from tid.sweep.cell import train_frozen
+
+        print(train_frozen(config["cell"]))
+        return
+    if config["dry_run"]:
+        print(f"{config['output_dir']}/{config['name']}/{run_slug(config)}-{run_hash(config)}")
+        return
     print(train(config, check(config), build(config), overrides=list(HydraConfig.get().overrides.task)))
 
 

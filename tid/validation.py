@@ -1,13 +1,15 @@
 """Validation: every token of the held-out text, nothing dropped, counted per token, character and byte."""
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from tid.model import Decoder, token_nats
+from tid.capture import Graph
+from tid.model import Decoder
 from tid.precision import autocast
 
 
@@ -45,7 +47,8 @@ class Validation:
     """A pass over a token stream (N,) in windows of `context`, `stride` apart.
 
     Each token but the first is predicted exactly once, with at least context − stride tokens before it where there
-    are so many. stride = context is the plain cut into pieces; a smaller one costs more and flatters the model less.
+    are so many. stride = context is the plain cut into pieces; a smaller one costs more and shows the model at its
+    best. `fast` (CUDA only) captures the pass over a batch.
     """
 
     def __init__(
@@ -60,6 +63,7 @@ class Validation:
         batch_size: int,
         precision: str,
         device: torch.device,
+        fast: bool = False,
     ) -> None:
         if not 1 <= stride <= context:
             raise ValueError(f"stride must be in [1, context] = [1, {context}], got {stride}")
@@ -79,24 +83,39 @@ class Validation:
         padded = np.concatenate((np.asarray(tokens), np.zeros(max(0, last - len(tokens)), np.uint16)))
         self.stream = torch.from_numpy(padded.view(np.int16)).to(device)
         self.offsets = torch.arange(context + 1, device=device)
+        self.fast, self.graph, self.model = fast, None, None
+        self.batch_starts = torch.zeros(batch_size, dtype=torch.int64, device=device)
 
     def batch_nats(self, model: Decoder, starts: Tensor) -> Tensor:
         """Nats (B, T) float32 of the predictions in the windows that start at `starts` (B,)."""
         window = self.stream[starts[:, None] + self.offsets].long() & 0xFFFF
         with autocast(self.precision, self.device):
-            return token_nats(model(window[:, :-1]), window[:, 1:])
+            return model.nats(model.layers(model.embed(window[:, :-1])), window[:, 1:])
 
     @torch.no_grad()
     def nats(self, model: Decoder) -> np.ndarray:
         """Nats (N − 1,) float64 of every prediction, aligned with tokens[1:]."""
         out = torch.zeros(len(self.stream), device=self.device)
         fresh = self.offsets[-1 - self.stride : -1]  # a window's predictions that earlier windows did not make
+        batch_nats = self.captured(model) if self.fast else lambda starts: self.batch_nats(model, starts)
         for number, starts in enumerate(self.starts):
-            nats = self.batch_nats(model, starts)
+            nats = batch_nats(starts)
             out[starts[:, None] + fresh] = nats[:, -self.stride :]
             if number == 0:  # nothing comes before the first window
                 out[: self.context] = nats[0]
         return out[: len(self.chars)].double().cpu().numpy()
+
+    def captured(self, model: Decoder) -> Callable[[Tensor], Tensor]:
+        """`batch_nats` of `model` as a CUDA graph, captured at the first use. CUDA only."""
+        if self.model is not model:
+            Graph.prepare(lambda: self.batch_nats(model, self.batch_starts))
+            self.graph, self.model = Graph(lambda: self.batch_nats(model, self.batch_starts)), model
+
+        def replayed(starts: Tensor) -> Tensor:
+            self.batch_starts.copy_(starts)
+            return self.graph()
+
+        return replayed
 
     def figures(self, nats: np.ndarray, where: np.ndarray | slice = slice(None)) -> Figures:
         """Figures of the predictions `where`, from `nats` (N − 1,)."""

@@ -1,6 +1,5 @@
 """Run folders as training writes them, made up in milliseconds. test_real_runs.py holds them to real ones."""
 
-import copy
 import json
 from pathlib import Path
 
@@ -57,7 +56,7 @@ def write_run(
     way, when that was lower. score_share: FLOPs and time of scoring, as a share of training's."""
     folder = root / run["name"] / f"{config.run_slug(run)}-{config.run_hash(run)}"
     total, seed = run["total_steps"], run["seed"]
-    done = until if until is not None else total
+    done = total if until is None else until
     rng = np.random.default_rng([seed, abs(hash_of(run))])
     sizes = documents(seed, document_count)
     shape = rng.normal(0, noise, document_count)
@@ -67,12 +66,13 @@ def write_run(
     rows = metric_rows(run, done, nats, sizes, costs, score_share, flops_in_rows)
     write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(run)))
     write_text(folder / "logs/metrics.jsonl", "".join(json.dumps(jsonable(row)) + "\n" for row in rows))
-    facts = {"state": state, "reason": reason, "step": done, "total_steps": total, "started": "2026-01-01T00:00:00+00:00",
-             "updated": "2026-01-01T01:00:00+00:00", "host": "elsewhere", "pid": 1}  # fmt: skip
+    moment = {"started": "2026-01-01T00:00:00+00:00", "updated": "2026-01-01T01:00:00+00:00"}
+    facts = {"state": state, "reason": reason, "step": done, "total_steps": total, **moment, "host": "far", "pid": 1}
     if state == "done":
         write_csv(folder / "documents.csv", COLUMNS, ([i, *map(int, s), f, b] for i, (s, f, b) in
                   enumerate(zip(sizes, nats["final"], nats["best"], strict=True))))  # fmt: skip
-        write_json(folder / "summary.json", made_summary(run, done, nats, sizes, costs, rows, score_share, best) | summary)
+        made = made_summary(run, done, nats, sizes, costs, rows, score_share, best)
+        write_json(folder / "summary.json", made | summary)
     write_json(folder / "status.json", facts | (status or {}))
     return folder
 
@@ -88,7 +88,9 @@ def figures(nats: np.ndarray, sizes: np.ndarray, prefix: str = "val") -> dict:
             f"{prefix}_bpc": bits / characters, f"{prefix}_bpb": bits / size}  # fmt: skip
 
 
-def metric_rows(run: dict, done: int, nats: dict, sizes: np.ndarray, costs: dict, score_share: float, flops: bool) -> list:
+def metric_rows(
+    run: dict, done: int, nats: dict, sizes: np.ndarray, costs: dict, score_share: float, flops: bool
+) -> list:
     """A curve that falls from 3 nats above the best to the best half way, then goes straight to the final value."""
     rows, half = [], run["total_steps"] / 2
     scheduled = config.instantiate(run["drop_schedule"], "drop_schedule")
@@ -143,22 +145,26 @@ def made_summary(
     }
 
 
-def copy_of(run: dict, **changes) -> dict:
-    return copy.deepcopy(run) | changes
-
-
-def sweep(root: Path, *, scorers=("entropy", "grad_norm", "surprisal"), schedules=("linear_decay", "constant"),
-          seeds=3, **common) -> list[Path]:  # fmt: skip
-    """A whole sweep with both controls: baseline 4.0, random 4.02, scorers each a little lower than the one before."""
-    folders = []
+def sweep(
+    root: Path,
+    *,
+    scorers: tuple[str, ...] = ("entropy", "grad_norm", "surprisal"),
+    schedules: tuple[str, ...] = ("linear_decay", "constant"),
+    seeds: int = 3,
+    document_count: int = 40,
+    **common,
+) -> list[Path]:
+    """A whole sweep with both controls: no drop 4.0, random 4.02, each scorer 0.02 lower than the one before it."""
     rng = np.random.default_rng(5)
+    kinds = [("random", 4.02, 0.0), *((scorer, 4.0 - 0.02 * i, 0.3) for i, scorer in enumerate(scorers))]
+    cells = [("none", "none", 4.0, 0.0)]
+    cells += [(scorer, schedule, loss, share) for schedule in schedules for scorer, loss, share in kinds]
+    folders = []
     for seed in range(seeds):
         luck = rng.normal(0, 0.01)
-        cells = [("none", "none", 4.0, 0.0)]
-        cells += [(s, d, loss, share) for d in schedules
-                  for s, loss, share in [("random", 4.02, 0.0), *((s, 4.0 - 0.02 * i, 0.3) for i, s in enumerate(scorers))]]  # fmt: skip
         for scorer, schedule, loss, share in cells:
             here = loss + luck + rng.normal(0, 0.004)
             run = settings(scorer=scorer, drop_schedule=schedule, seed=seed, name="sweep", **common)
-            folders.append(write_run(root, run, loss=here, best=here - 0.05, score_share=share))
+            made = {"loss": here, "best": here - 0.05, "score_share": share, "document_count": document_count}
+            folders.append(write_run(root, run, **made))
     return folders

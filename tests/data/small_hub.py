@@ -84,15 +84,28 @@ class SmallHub:
 
 
 class SilentHub:
-    """Takes connections (the kernel does) and never answers."""
+    """Takes connections (the kernel does) and never answers; ``dripping``: sends a letter now and then, for ever."""
+
+    def __init__(self, dripping: bool = False):
+        self.dripping = dripping
 
     def __enter__(self) -> "SilentHub":
         self.socket = socket.create_server(("127.0.0.1", 0), backlog=64)
         self.endpoint = f"http://127.0.0.1:{self.socket.getsockname()[1]}"
+        if self.dripping:
+            threading.Thread(target=self.drip, daemon=True).start()
         return self
 
     def __exit__(self, *_) -> None:
         self.socket.close()
+
+    def drip(self) -> None:
+        with suppress(OSError):
+            connection, _ = self.socket.accept()
+            connection.sendall(b"HTTP/1.1 200 OK\r\nX-Slow: ")
+            while True:
+                connection.sendall(b"z")
+                time.sleep(0.5)
 
 
 class _Server(ThreadingHTTPServer):

@@ -85,4 +85,3 @@ def _remedy(refused: list[str], allow: list[str]) -> str:
     says = [f"{' and '.join(apart)} kept in rows of their own, never in one mean"] if apart else []
     says += [f"{' and '.join(mixed)} averaged over, and marked"] if mixed else []
     return f"allow={value}\n  ({'; '.join(says)})"
-

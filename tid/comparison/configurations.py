@@ -53,6 +53,11 @@ class Configuration:
         return any(run.state == "pruned" for run in self.others.values())
 
     @property
+    def is_planned(self) -> bool:
+        """Is each run of it in the plan of a sweep?"""
+        return all(run.planned for run in (*self.runs.values(), *self.others.values()))
+
+    @property
     def sweeps(self) -> set[Path]:
         return {run.folder.parent for run in (*self.runs.values(), *self.others.values())}
 
@@ -63,19 +68,19 @@ def stratum(run: Run) -> tuple:
     return (data["train.jsonl"], data["val.jsonl"], run.summary["steps"], run.summary["tokens"])
 
 
-def once(runs: list[Run]) -> tuple[list[Run], list[str]]:
-    """Each cell once, a done run before others of the same cell; and what was left out, in words."""
-    best: dict[str, Run] = {}
-    said = []
+def once(runs: list[Run]) -> tuple[list[Run], list[tuple[Run, Run]]]:
+    """Each cell once, a done run before others of the same cell; and the pairs (left out, kept)."""
+    kept: dict[tuple, Run] = {}
+    repeats = []
     for run in sorted(runs, key=lambda run: run.state != "done"):
         cell = run.hash or str(run.folder)
-        first = best.setdefault(cell, run)
-        if first is run:
-            continue
-        same = "" if run.summary.get("final") == first.summary.get("final") or not run.summary else (
-            "; their results differ, though nothing in their configurations does")  # fmt: skip
-        said.append(f"{run.folder} is the same cell as {first.folder} and is not counted again{same}")
-    return [run for run in runs if run in best.values()], said
+        first = kept.setdefault((cell, stratum(run)) if run.summary else (cell,), run)
+        if first is not run:
+            repeats.append((run, first))
+        elif run.summary:
+            kept.setdefault((cell,), run)  # an unfinished run of this cell adds nothing
+    left_out = {run for run, _ in repeats}
+    return [run for run in runs if run not in left_out], repeats
 
 
 def group(runs: list[Run]) -> list[Configuration]:
@@ -174,10 +179,12 @@ def _setting(key: str, flat: dict, differing: list[str]) -> str:
 
 
 def _tell_apart(configurations: list[Configuration]) -> None:
-    """Labels may still be equal where only the text's content or the budget differs: add those."""
+    """Labels are still equal where only the text's content differs, or a key that older code did not have."""
     alike = defaultdict(list)
     for configuration in configurations:
         alike[configuration.label].append(configuration)
     for group in alike.values():
+        texts = {c.stratum[:2] for c in group}
         for c in group if len(group) > 1 else ():
-            c.label += f" · data {c.stratum[0][:6]}/{c.stratum[1][:6]}" if c.stratum else " · not finished"
+            data = f"data {c.stratum[0][:6]}/{c.stratum[1][:6]}" if c.stratum and len(texts) == len(group) else ""
+            c.label += f" · {data or f'id {c.key}'}"

@@ -122,6 +122,6 @@ def _over_documents(
             interval = float(lows[number]), float(highs[number])
             found[key] = Difference("documents", float(estimates[number]), *interval, seeds=seeds)
         else:
-            why = "too few documents for an interval" if differ[number] else "the same in every document"
+            why = "too few documents for a bootstrap" if differ[number] else "the same in every document"
             found[key] = Difference("point", float(estimates[number]), seeds=seeds, why=why)
     return found

@@ -57,7 +57,8 @@ class Absent:
 
 @dataclass(frozen=True)
 class Report:
-    """rows: lowest mean first, then those with pruned runs, then those without a done run. mixed: differences between runs that were allowed."""
+    """rows: lowest mean first, then those with pruned runs, then those without a done run. mixed: differences between
+    runs that were allowed."""
 
     question: Question
     rows: list[Row]
@@ -84,11 +85,12 @@ class Report:
 def build(runs: list[Run], question: Question) -> Report:
     """Compare runs in any state. Raises ConfigError when none is done, or when those that are done must not stand
     in one report (see `agreement`)."""
-    runs, said = configurations.once(runs)
     done = [run for run in runs if run.summary]
     if not done:
         raise ConfigError(f"none of the {len(runs)} runs is done:\n" + "\n".join(map(_state_of, runs[:12])))
     mixed = agreement.insist(done, question.allow)
+    runs, repeats = configurations.once(runs)
+    said = _repeated(repeats)
     if "device" in mixed and "seconds" in question.at:
         views = [view for view in question.at if view != "seconds"] or ["final"]
         question = Question(question.metric, views, question.confidence, question.correction, question.allow)
@@ -105,6 +107,16 @@ def _rank(row: Row, view: str) -> tuple:
     """Lowest mean first; a mean of those that pruning left is not ranked among the others."""
     mean = row.views[view].mean
     return not row.n, mean != mean, row.configuration.is_censored, mean, row.configuration.label
+
+
+def _repeated(repeats: list[tuple[Run, Run]]) -> list[str]:
+    if not repeats:
+        return []
+    named = "; ".join(f"{run.folder} repeats {kept.folder}" for run, kept in repeats[:3])
+    other = sum(bool(run.summary) and run.summary["final"] != kept.summary["final"] for run, kept in repeats)
+    differ = f" {other} of them reached another result." if other else ""
+    more = " ..." if len(repeats) > 3 else ""
+    return [f"Cells that are there twice count once ({len(repeats)}: {named}{more}).{differ}"]
 
 
 def _state_of(run: Run) -> str:
@@ -134,8 +146,9 @@ def _row(
 
 
 def _expected(configuration: Configuration, groups: list[Configuration]) -> set[int]:
-    """The seeds that any configuration of the same sweep has."""
-    siblings = [c for c in groups if c.sweeps & configuration.sweeps]
+    """The seeds of the sweep's plan; without one, those that any configuration of the same sweep has."""
+    own = [configuration]
+    siblings = own if configuration.is_planned else [c for c in groups if c.sweeps & configuration.sweeps]
     return {seed for c in siblings for seed in (*c.runs, *c.others)}
 
 

@@ -1,21 +1,20 @@
-"""Find run folders and read what they hold: how a run ended, what it reached, its curve.
+"""Read a run's folder: how the run ended, what it reached, its curve.
 
 A run that is broken is no error here: it becomes a Run whose state and reason say what is wrong with it.
 """
 
-import glob
 import json
 import os
 import socket
-from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
 
-from tid.config import ConfigError, run_hash
+from tid.config import run_hash
 from tid.logs import METRICS, read_status
 
 UNITS = ("loss", "bpc", "bpb")  # nats per token, bits per character, bits per UTF-8 byte
@@ -30,7 +29,8 @@ class Run:
     """One run's folder.
 
     state: done, running, failed, preempted or pruned as the run said; killed (it said running, and its process is
-    gone); unreadable. reason: why, one line. summary: summary.json, {} unless done. evaluations: arrays (E,) step,
+    gone); missing (its sweep planned it, and it never started); unreadable. reason: why, one line. planned: is it in
+    the plan of a sweep, which names every cell? summary: summary.json, {} unless done. evaluations: arrays (E,) step,
     tokens, seconds, flops, loss, bpc, bpb of the evaluations so far. drops: arrays step, scheduled, realised.
     documents: (D, 5) float64 of a done run: tokens, characters, bytes, final and best nats of each document.
     """
@@ -41,13 +41,13 @@ class Run:
     reason: str = ""
     step: int = 0
     total_steps: int = 0
-    updated: str = ""
+    planned: bool = False
     summary: dict = field(default_factory=dict)
     evaluations: dict[str, np.ndarray] = field(default_factory=dict)
     drops: dict[str, np.ndarray] = field(default_factory=dict)
     documents: np.ndarray = field(default_factory=lambda: np.zeros((0, len(DOCUMENT_COLUMNS) - 1)))
 
-    @property
+    @cached_property
     def hash(self) -> str:
         """Of what determines the result, the seed included. Empty when the configuration could not be read."""
         return run_hash(self.config) if self.config else ""
@@ -63,52 +63,16 @@ class Run:
         return f"validation {unit} {values[-1]:.4f} at step {self.evaluations['step'][-1]:.0f}" if len(values) else ""
 
 
-# ------------------------------------------------------------------------------------------------- folders
-
-
-def find(patterns: Iterable[str]) -> list[Path]:
-    """Every run's folder at or below the folders that `patterns` name, each once, sorted.
-
-    Raises ConfigError for a pattern that matches nothing, and when no match holds a run.
-    """
-    found: dict[Path, None] = {}
-    for pattern in patterns:
-        matches = [pattern] if Path(pattern).exists() else sorted(glob.glob(os.path.expanduser(pattern), recursive=True))
-        if not matches:
-            raise ConfigError(f"{pattern}: no such folder{_neighbours(pattern)}")
-        runs = [run for match in matches for run in _below(Path(match))]
-        if not runs:
-            raise ConfigError(
-                f"{pattern}: holds no run (no folder with a config.yaml or status.json); "
-                "wanted what training wrote: outputs/<name>, or one run's folder in it"
-            )
-        found.update(dict.fromkeys(runs))
-    return sorted(found)
-
-
-def _below(folder: Path) -> Iterable[Path]:
-    for here, children, files in os.walk(folder):
-        if "config.yaml" in files or "status.json" in files:
-            children.clear()
-            yield Path(here)
-        children[:] = [name for name in children if not name.startswith(".")]
-
-
-def _neighbours(pattern: str) -> str:
-    parent = Path(pattern).parent
-    names = sorted(p.name for p in parent.iterdir() if p.is_dir()) if parent.is_dir() else []
-    return f"; {parent} has {', '.join(names[:8])}{' ...' if len(names) > 8 else ''}" if names else ""
-
-
 # --------------------------------------------------------------------------------------------------- a run
 
 
-def read(folder: Path) -> Run:
-    """The run in `folder`, whatever state it is in."""
+def read(folder: Path, frozen: dict | None = None) -> Run:
+    """The run in `folder`, whatever state it is in. frozen: its configuration in its sweep's plan; {} in a plan
+    that does not have it, None without a plan."""
     status = read_status(folder) or {}
     state, reason = _state(status)
     facts: dict[str, Any] = {"step": status.get("step") or 0, "total_steps": status.get("total_steps") or 0}
-    facts["updated"] = status.get("updated") or ""
+    facts["planned"] = frozen is not None
     try:
         facts |= read_metrics(folder)
         config = _config(folder)
@@ -120,9 +84,9 @@ def read(folder: Path) -> Run:
         missing = isinstance(error, FileNotFoundError)
         why = f"{Path(error.filename).name} is missing" if missing else f"{type(error).__name__}: {error}"
         if state not in ("done", "running"):  # its own reason says more
-            return Run(folder, {}, state, reason, **facts)
+            return Run(folder, frozen or {}, state, reason, **facts)
         facts["summary"] = {}
-        return Run(folder, {}, "unreadable", _one_line(why), **facts)
+        return Run(folder, frozen or {}, "unreadable", _one_line(why), **facts)
     return Run(folder, config, state, reason, **facts)
 
 
@@ -165,7 +129,8 @@ def _documents(path: Path) -> np.ndarray:
     with open(path, encoding="utf-8") as file:
         header = tuple(file.readline().strip().split(","))
         if header != DOCUMENT_COLUMNS:
-            raise ValueError(f"documents.csv: wanted the columns {', '.join(DOCUMENT_COLUMNS)}, got {', '.join(header)}")
+            wanted = ", ".join(DOCUMENT_COLUMNS)
+            raise ValueError(f"documents.csv: wanted the columns {wanted}, got {', '.join(header)}")
         return np.loadtxt(file, delimiter=",", ndmin=2)[:, 1:]
 
 

@@ -1,5 +1,6 @@
 """The statistics of the comparison. Every one is scipy's; here they are only put to the right numbers."""
 
+import warnings
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -50,11 +51,21 @@ def spread(values: list[float], confidence: float) -> Spread:
     if len(kept) < 2:
         nan = float("nan")
         return Spread(tuple(kept), kept[0] if kept else nan, nan, nan, nan)
-    mean, sd = float(stats.tmean(kept)), float(stats.tstd(kept))  # tstd: ddof = 1
+    mean = float(stats.tmean(kept))
     if all_equal(kept):
-        return Spread(tuple(kept), mean, sd, mean, mean)
+        return Spread(tuple(kept), mean, 0.0, mean, mean)
+    sd = float(stats.tstd(kept))  # ddof = 1
     low, high = stats.ttest_1samp(kept, 0).confidence_interval(confidence)
     return Spread(tuple(kept), mean, sd, float(low), float(high))
+
+
+def band(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation (ddof = 1; 0 for one run) over the runs of curves (R, E)."""
+    mean = stats.tmean(values, axis=0)
+    if len(values) == 1:
+        return mean, np.zeros_like(mean)
+    with warnings.catch_warnings(category=RuntimeWarning, action="ignore"):  # where all runs are equal it is 0
+        return mean, stats.tstd(values, axis=0)
 
 
 def all_equal(values: np.ndarray | list[float]) -> bool:

@@ -16,7 +16,9 @@ from tid.comparison.words import (
     alpha,
     answer,
     interval,
+    level,
     mean_sd,
+    name,
     notes,
     number,
     probability,
@@ -25,7 +27,8 @@ from tid.comparison.words import (
 )
 
 WIDTH = 100
-LABEL_WIDTH = 34
+TERMINAL_ROWS = 50
+LABEL_WIDTH = 16  # at least; else what the other columns leave
 LISTED = 8  # configurations that one line names
 STATES = ("failed", "killed", "preempted", "pruned", "running", "missing", "unreadable")
 
@@ -37,11 +40,6 @@ class Table:
     title: str
     header: list[str]
     rows: list[list[str]]
-
-
-def name(row: Row) -> str:
-    """The label, marked ‡ when runs of it were pruned."""
-    return row.configuration.label + (" ‡" if row.configuration.is_censored else "")
 
 
 def count(row: Row) -> str:
@@ -68,7 +66,8 @@ def duration(seconds: float) -> str:
 def results(report: Report) -> Table:
     """One row per configuration: figures and costs."""
     unit = report.question.metric
-    header = ["configuration", "n", f"final {unit}", f"best {unit}", "dropped", "time", "ms/step", "scoring", "FLOPs"]
+    header = ["configuration", "n", f"final {unit}", f"best {unit}"]
+    header += ["drop rate", "time", "step ms", "score ms", "FLOPs"]
     rows = []
     for row in report.rows:
         cost = row.costs
@@ -77,13 +76,13 @@ def results(report: Report) -> Table:
         figures = [mean_sd(row.figures["final", unit]), mean_sd(row.figures["report", unit])]
         times = [duration(cost["seconds"]), number(cost["step_ms"], 0), number(cost["score_ms"], 0), quantity(total)]
         rows.append([name(row), count(row), *figures, "-" if share != share else f"{share:.1%}", *times])
-    title = f"Validation {unit}, mean ± sd over n seeds; ms/step includes scoring's, FLOPs too"
+    title = f"Validation {unit}, mean ± sd over n seeds; step ms and FLOPs include scoring's"
     return Table(title, header, rows)
 
 
 def against(report: Report, control: str, view: str) -> Table:
     """Every configuration's difference from one control in one view. Empty when there is none."""
-    unit, level = report.question.metric, f"{report.question.confidence:.0%} interval"
+    unit = report.question.metric
     rows = []
     for row in report.rows:
         d = row.differences[view, control]
@@ -92,13 +91,13 @@ def against(report: Report, control: str, view: str) -> Table:
         mark = {"documents": " †", "seeds": ""}.get(d.method, "")
         numbers = [number(d.estimate, sign=True), interval(d) + mark, probability(d.p), probability(d.p_adjusted)]
         rows.append([name(row), *numbers, str(d.pairs), verdict(d, alpha(report))])
-    header = ["configuration", "difference", level, "p", "corrected p", "pairs", "verdict"]
+    header = ["configuration", "difference", f"{level(report)} interval", "p", "corrected p", "pairs", "verdict"]
     return Table(f"{unit} minus {CONTROL[control]}, paired by seed ({VIEW[view]})", header, rows)
 
 
 def everywhere(report: Report) -> Table:
-    """The same differences in every view, * where the corrected p-value is below alpha, † over documents."""
-    pairs = [(view, control) for control in CONTROLS for view in report.question.at]
+    """The differences in the views after the first, * where the corrected p-value is below alpha, † over documents."""
+    pairs = [(view, control) for control in CONTROLS for view in report.question.at[1:]]
     header = ["configuration", *(f"{view} vs {control.replace('_', ' ')}" for view, control in pairs)]
     rows = []
     for row in report.rows:
@@ -106,7 +105,8 @@ def everywhere(report: Report) -> Table:
         if any(d.method != "none" for d in found):
             marks = ["*" if verdict(d, alpha(report)) else "†" if d.method == "documents" else "" for d in found]
             rows.append([name(row), *(number(d.estimate, sign=True) + m for d, m in zip(found, marks, strict=True))])
-    return Table(f"The same in every view (* corrected p < {alpha(report):g})", header, rows)
+    title = f"{report.question.metric} minus the control in the other views (* corrected p < {alpha(report):g})"
+    return Table(title, header, rows)
 
 
 def units(report: Report) -> Table:
@@ -127,7 +127,7 @@ def absent(report: Report) -> Table:
         [_several(labels), state, "" if seed is None else str(seed), detail]
         for (state, seed, detail), labels in alike.items()
     ]
-    return Table("In no mean", ["configuration", "state", "seed", "why"], rows)
+    return Table("Cells in no mean", ["configuration", "state", "seed", "why"], rows)
 
 
 def _several(labels: list[str]) -> str:
@@ -154,19 +154,23 @@ def terminal(report: Report, files: Iterable[str] = ()) -> str:
 
 
 def aligned(table: Table) -> str:
-    """A table in columns: long labels and headers go on in the next line, so that WIDTH is kept."""
-    heads = [table.header[:1], *(textwrap.wrap(head, 12) for head in table.header[1:])]
-    depth = max(map(len, heads))
-    header = [[*([""] * (depth - len(head))), *head] for head in heads]
-    labels = [textwrap.wrap(row[0], LABEL_WIDTH, subsequent_indent="  ") or [""] for row in table.rows]
-    columns = range(len(table.header))
-    widths = [max(len(t) for t in [*header[c], *(row[c] for row in table.rows if c)]) for c in columns]
-    widths[0] = max(len(line) for line in [*header[0], *(line for lines in labels for line in lines)])
-    lines = [bold(table.title)]
-    lines += [_line([head[i] for head in header], widths) for i in range(depth)]
+    """A table in columns: labels and headers go on in the next line where WIDTH would be exceeded."""
+    columns = range(1, len(table.header))
+    cells = {c: max(len(row[c]) for row in table.rows) for c in columns}
+    heads = {c: textwrap.wrap(table.header[c], max(cells[c], *map(len, table.header[c].split()))) for c in columns}
+    widths = [max(cells[c], *map(len, heads[c])) for c in columns]
+    room = max(LABEL_WIDTH, WIDTH - sum(widths) - 2 * len(widths))
+    labels = [textwrap.wrap(row[0], room, subsequent_indent="  ") or [""] for row in table.rows]
+    widths = [max(len(line) for line in [table.header[0], *(line for lines in labels for line in lines)]), *widths]
+    heads[0] = [table.header[0]]
+    depth = max(map(len, heads.values()))
+    padded = [[""] * (depth - len(heads[c])) + heads[c] for c in range(len(widths))]
+    lines = [bold(table.title), *(_line(cells, widths) for cells in zip(*padded, strict=True))]
     lines.append("  ".join("-" * width for width in widths))
-    for row, label in zip(table.rows, labels, strict=True):
+    for row, label in list(zip(table.rows, labels, strict=True))[:TERMINAL_ROWS]:
         lines += [_line([label[0], *row[1:]], widths), *label[1:]]
+    if len(table.rows) > TERMINAL_ROWS:
+        lines.append(f"... and {len(table.rows) - TERMINAL_ROWS} more: see the files")
     return "\n".join(lines)
 
 
@@ -196,10 +200,14 @@ def bold(text: str) -> str:
 # ------------------------------------------------------------------------------------------- Markdown, CSV
 
 
-def markdown(report: Report, title: str) -> str:
+def markdown(report: Report, title: str, asked: list[str]) -> str:
     views = [(control, view) for view in report.question.at for control in CONTROLS]
     tables = [results(report), *(against(report, *pair) for pair in views), units(report), absent(report)]
-    parts = [f"# {title}", "\n".join(f"{sentence}  " for sentence in answer(report)).rstrip()]
+    parts = [
+        f"# {title}",
+        *(f"*{_escaped(question)}*" for question in asked),
+        "\n".join(f"{sentence}  " for sentence in answer(report)).rstrip(),
+    ]
     parts += [f"## {table.title}\n\n{_markdown(table)}" for table in tables if table.rows]
     said = [*notes(report), "; ".join(provenance(report))]
     return "\n\n".join([*parts, "## Notes\n\n" + "\n".join(f"- {_escaped(note)}" for note in said)]) + "\n"

@@ -13,6 +13,11 @@ CONTROL = {"no_drop": "no drop", "random": "random at the same rate"}
 CORRECTION = {"bh": "Benjamini-Hochberg", "by": "Benjamini-Yekutieli"}
 
 
+def name(row: Row) -> str:
+    """A row's label, marked ‡ when runs of it were pruned."""
+    return row.configuration.label + (" ‡" if row.configuration.is_censored else "")
+
+
 def number(value: float, digits: int = 4, sign: bool = False) -> str:
     """Fixed digits; a dash for what is not there."""
     return "-" if value != value else f"{value:{'+' if sign else ''}.{digits}f}"
@@ -36,6 +41,10 @@ def verdict(d: Difference, alpha: float) -> str:
     if d.method != "seeds" or not d.p_adjusted < alpha:
         return ""
     return "better" if d.estimate < 0 else "worse"
+
+
+def level(report: Report) -> str:
+    return f"{100 * report.question.confidence:g}%"
 
 
 def alpha(report: Report) -> float:
@@ -68,15 +77,15 @@ def _against(row: Row, report: Report, control: str) -> str:
         mine = row.configuration
         is_control = mine.is_baseline or (mine.is_random and control == "random")
         return "" if is_control else f"Not compared with {CONTROL[control]}: {d.why}."
-    unit, level = report.question.metric, f"{report.question.confidence:.0%}"
+    unit, sure = report.question.metric, verdict(d, alpha(report)) or "not distinguishable"
     says = f"Against {CONTROL[control]}: {number(d.estimate, sign=True)} {unit}"
     if d.method == "point":
         return f"{says}, without an interval: {d.why}."
     if d.method == "documents":
-        return f"{says}, {level} interval {interval(d)} over the documents of one seed: weak evidence, not a test."
-    sure = verdict(d, alpha(report)) or "not distinguishable"
+        spread = f"{level(report)} interval {interval(d)}"
+        return f"{says}, {spread} over the documents of one seed: weak evidence, not a test."
     tested = f"corrected p {probability(d.p_adjusted, '= ')}, {d.pairs} pairs"
-    return f"{says}, {level} interval {interval(d)}, {tested}: {sure}."
+    return f"{says}, {level(report)} interval {interval(d)}, {tested}: {sure}."
 
 
 def _tally(rows: list[Row], report: Report, control: str) -> str:
@@ -98,32 +107,41 @@ def _tally(rows: list[Row], report: Report, control: str) -> str:
 def notes(report: Report) -> list[str]:
     """How to read the numbers: only what applies to this report."""
     question = report.question
-    level = f"{question.confidence:.0%}"
     said = [
         f"Lower is better. mean ± sd (ddof 1) over n seeds, in {UNIT[question.metric]}. loss, bpc and bpb of one text "
         "are one number in three units, so tests come out alike in each.",
-        "Best: the evaluation that is lowest on the even validation documents; the figure reported for it is of the odd "
-        "ones, which had no say in choosing it. The last step is measured on all documents.",
+        "Best: the evaluation that is lowest on the even validation documents; the figure reported for it is of the "
+        "odd ones, which had no say in choosing it. The last step is measured on all documents.",
     ]
     methods = {d.method for row in report.rows for d in row.differences.values()}
     if "seeds" in methods:
         said.append(
             f"Differences are ours minus the control's, paired by seed (same initialisation, same data order): "
-            f"Student's paired t-test (scipy.stats.ttest_rel) with its {level} interval. Corrected p: "
+            f"Student's paired t-test (scipy.stats.ttest_rel) with its {level(report)} interval. Corrected p: "
             f"{CORRECTION[question.correction]} (scipy.stats.false_discovery_control) over all {report.tests} tests "
             "of this report: every configuration, both controls, every view."
         )
     if "documents" in methods:
         said.append(
-            f"†: one seed. {level} interval of a paired bootstrap over validation documents (scipy.stats.bootstrap, "
-            f"BCa, {RESAMPLES:,} resamples). It says how sure the difference between these two trained models is, and "
-            "nothing about another seed: weaker evidence, so it has no p-value. Run more seeds."
+            f"†: one seed. {level(report)} interval of a paired bootstrap over validation documents "
+            f"(scipy.stats.bootstrap, BCa, {RESAMPLES:,} resamples). It says how sure the difference between these two "
+            "trained models is, and nothing about another seed: weaker evidence, so it has no p-value. Run more seeds."
         )
     if report.question.at != ["final"] and report.question.at != ["best"]:
         said += _budgets(report)
+    if any(_selector_differs(row) for row in report.rows):
+        said.append(
+            "Where no random run has the same selector, one with another that drops as many tokens serves: given "
+            "random scores lowest, highest and sampled choose alike."
+        )
     if any(row.configuration.is_censored for row in report.rows):
         said.append("‡: runs of it were pruned. They are in no mean, and what is left of it is tested against nothing.")
     return said + _mixed(report) + report.said
+
+
+def _selector_differs(row: Row) -> bool:
+    control = row.configuration.random
+    return control is not None and control.settings["selector"] != row.configuration.settings["selector"]
 
 
 def _budgets(report: Report) -> list[str]:
@@ -140,7 +158,7 @@ def _budgets(report: Report) -> list[str]:
         "favours the cheapest: a claim that rests on it wants a run of fewer steps."
     )
     if "flops" in report.question.at and not all(run.flops_are_exact for run in report.done):
-        said.append("These runs did not log their FLOPs as they went: each one's total is spread evenly over its steps.")
+        said.append("Where a run did not log its FLOPs as it went, their sum is spread evenly over its steps.")
     return said
 
 

@@ -88,7 +88,7 @@ def _unreachable(where: str, error: Exception | None) -> str:
     if error is None:
         reason = f"no answer within {ANSWER_WITHIN_SECONDS} seconds"
     else:
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
     return (
         f"missing data: {where}. The hub {endpoint()} cannot be reached ({reason}). Instead:\n"
         "  data=builtin                                          presidents' speeches, nothing to download\n"
@@ -154,8 +154,8 @@ def _texts(rows, text_field: str, where: str, empty: dict) -> Iterator[str]:
             return
         except Exception as error:
             raise DataError(
-                f"{where}: the hub {endpoint()} stopped answering after {number:,} documents, also when "
-                f"asked again ({type(error).__name__}: {' '.join(str(error).split())[:200]}).\nNothing was "
+                f"{where}: reading from {endpoint()} broke off after {number:,} documents, also when asked "
+                f"again ({type(error).__name__}: {' '.join(str(error).split())[:200]}).\nNothing was "
                 "kept. Run the same command again, or choose data=builtin, data=movie_reviews or data=jsonl"
             ) from error
         number += 1

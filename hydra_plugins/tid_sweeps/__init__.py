@@ -1,0 +1,198 @@
+"""TID's sweeper and launcher, as Hydra wants them. What they do is in tid.sweep; importing this is quick."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
+
+OPTIONS = ("dry_run", "fail_fast", "retry_failed", "question")
+
+
+class LocalLauncher(Launcher):
+    """Every run in a process of its own on this machine: see tid.sweep.pool.
+
+    slots, slots_per_gpu, threads, retries: see conf/hydra/launcher/local.yaml.
+    """
+
+    def __init__(self, slots: int | None, slots_per_gpu: int, threads: int, retries: int) -> None:
+        from tid.config import ConfigError
+
+        given = {"slots": slots, "slots_per_gpu": slots_per_gpu, "threads": threads, "retries": retries}
+        for name, value in given.items():
+            least = 0 if name == "retries" else 1
+            if not (value is None and name == "slots") and (type(value) is not int or value < least):
+                raise ConfigError(f"hydra.launcher.{name}: wanted a whole number of at least {least}, got {value!r}")
+        self.slots, self.slots_per_gpu, self.threads, self.retries = slots, slots_per_gpu, threads, retries
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.context, self.config = hydra_context, config
+
+    def run_cells(self, cells: list, screen: Any) -> int:
+        """Bring `cells` to an end, each with its new `state`; 0, or the number of the signal that stopped it."""
+        from tid.sweep.pool import Pool, make_slots
+
+        slots = make_slots(self.slots, self.slots_per_gpu, self.threads, self.config.device)
+        return Pool(slots, self.threads, self.retries, self.config.fail_fast, screen).run(cells)
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """For other sweepers than TID's. A job that failed returns the reason as an exception."""
+        from tid.config import plain
+        from tid.sweep.conduct import check_all
+        from tid.sweep.plan import freeze, make_cells
+        from tid.sweep.screen import Screen
+
+        configs = []
+        for job in job_overrides:
+            composed = self.context.config_loader.load_sweep_config(self.config, list(job))
+            configs.append({key: value for key, value in plain(composed).items() if key != "hydra"})
+        cells = make_cells(configs, [list(job) for job in job_overrides], self.config.retry_failed)
+        todo = [cell for cell in cells if cell.to_run]
+        check_all(todo, here=True)
+        for cell in todo:
+            freeze(cell)
+        if self.run_cells(todo, Screen(cells)):
+            raise KeyboardInterrupt
+        ended = {cell.name: cell for cell in cells}
+        return [job_return(job, config, ended) for job, config in zip(job_overrides, configs, strict=True)]
+
+
+def job_return(job: Sequence[str], config: dict, cells: dict) -> JobReturn:
+    """What Hydra wants to hear of a job."""
+    from tid.config import run_hash, run_slug
+
+    cell = cells[f"{run_slug(config)}-{run_hash(config)}"]
+    good = cell.state in ("done", "pruned")
+    ret = JobReturn(overrides=job, cfg=OmegaConf.create(config), working_dir=str(cell.folder))
+    ret.status = JobStatus.COMPLETED if good else JobStatus.FAILED
+    ret.return_value = str(cell.folder) if good else RuntimeError(f"{cell.label}: {cell.reason or cell.state}")
+    return ret
+
+
+class CellSweeper(Sweeper):
+    """Every combination of the values given, each run once: see tid.sweep."""
+
+    def __init__(self, params: dict) -> None:
+        self.params = OmegaConf.to_container(params) if OmegaConf.is_config(params) else dict(params)
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.config = config
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments: list[str]) -> list[str]:
+        """Run the sweep; returns its runs' folders."""
+        from tid import cli
+        from tid.logs import write_text
+        from tid.sweep import conduct, grid
+
+        settings = grid.combinations(grid.settings_of(self.params, arguments))
+        cache = conduct.cache_folder(self.config.output_dir, self.config.name)
+        configs, file = grid.compose_all(self.config.hydra.job.config_name, settings, Path(cli.CONF), cache)
+
+        def remember() -> None:
+            if file:
+                import json
+
+                write_text(file, json.dumps(configs))
+
+        options = {name: self.config[name] for name in OPTIONS}
+        here = isinstance(self.launcher, LocalLauncher)
+        cells = conduct.conduct(configs, settings, options, self.launch, here, remember)
+        return [str(cell.folder) for cell in cells]
+
+    def launch(self, cells: list, screen: Any) -> int:
+        if isinstance(self.launcher, LocalLauncher):
+            return self.launcher.run_cells(cells, screen)
+        return launch_elsewhere(self.launcher, cells)
+
+
+class OptunaSweeper(CellSweeper):
+    """A search by Optuna over the keys with several values or an interval; the seeds of a trial are averaged over.
+
+    params, sampler, sampler_seed, n_trials, trials_at_once, objective: see conf/hydra/sweeper/optuna.yaml.
+    """
+
+    def __init__(self, params: dict, **search: Any) -> None:
+        super().__init__(params)
+        self.options = search
+
+    def sweep(self, arguments: list[str]) -> list[str]:
+        """Run the search; returns the folders of its runs."""
+        from tid.sweep import conduct, grid
+        from tid.sweep.plan import make_cells
+        from tid.sweep.screen import Screen
+        from tid.sweep.search import Search, report
+
+        fixed, space, seeds = grid.search_space(grid.settings_of(self.params, arguments))
+        folder = Path(self.config.output_dir, self.config.name)
+        search = Search(self.config.name, folder / ".sweep", space, **self.options)
+        composer = grid.Composer(self.config.hydra.job.config_name)
+        here, runs = isinstance(self.launcher, LocalLauncher), {}
+
+        def cells_of(settings: list[str]) -> list:
+            meant = [[*fixed, *settings, seed] for seed in seeds]
+            configs = [composer(words) | {"label": " ".join([*settings, words[-1]])} for words in meant]
+            cells = make_cells(configs, meant, self.config.retry_failed)
+            conduct.check_all(cells, here)
+            return cells
+
+        def launch(cells: list) -> int:
+            runs.update((cell.name, str(cell.folder)) for cell in cells)
+            return conduct.start(cells, self.config.question, self.launch, Screen(cells))
+
+        study = search.open(make=not self.config.dry_run)
+        screen = Screen([])
+        screen.say(f"search of {', '.join(space)}: {search.n_trials} trials of {len(seeds)} seeds by {search.sampler}")
+        if self.config.dry_run:
+            return []
+        stopped = search.run(study, cells_of, launch)
+        screen.say(report(study, search.objective))
+        screen.say(f"study: {search.storage}\n{conduct.compare_command([folder])}")
+        if stopped:
+            screen.say(f"the same command goes on where it stopped: {conduct.command()}")
+            raise SystemExit(128 + stopped)
+        if not any(trial.value is not None for trial in study.trials):
+            raise SystemExit(conduct.FAILED)
+        return list(runs.values())
+
+
+def launch_elsewhere(launcher: Launcher, cells: list) -> int:
+    """Run the cells by a launcher that knows nothing of cells: it is given only the name of each frozen file."""
+    from tid.sweep.plan import look
+
+    jobs = [
+        [f"cell='{cell.frozen.resolve()}'", f"name={cell.settings.name}", f"output_dir='{cell.settings.output_dir}'"]
+        for cell in cells
+    ]
+    try:
+        returns = launcher.launch(jobs, initial_job_idx=0)
+    except KeyboardInterrupt:
+        returns, stopped = [], 2
+    else:
+        stopped = 0
+    for cell in cells:
+        look(cell)
+    for cell, ret in zip(cells, returns, strict=False):
+        if ret.status == JobStatus.FAILED and cell.state not in ("done", "pruned"):
+            cell.state, cell.reason = "failed", cell.reason or str(ret._return_value)
+    return stopped
+
+
+PLUGINS = (LocalLauncher, CellSweeper, OptunaSweeper)
+
+
+def register() -> None:
+    """Make them known to Hydra, whose own search misses them when tid is installed by pip install -e."""
+    known = Plugins.instance()
+    for plugin in PLUGINS:
+        known.register(plugin)
+    # hydra-optuna-sweeper, if that is installed, has an option of the same name, which would be merged with ours.
+    ConfigStore.instance().repo.get("hydra", {}).get("sweeper", {}).pop("optuna.yaml", None)

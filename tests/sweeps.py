@@ -1,0 +1,93 @@
+"""Sweeps for tests: the command line in a process of its own, over cells that train for a fraction of a second."""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import runs
+from hydra import initialize_config_dir
+
+from tid.sweep import grid
+from tid.sweep.plan import make_cells
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def settings(folder: Path, *more: str) -> list[str]:
+    """The settings of a sweep to be started in `folder`. No path in them depends on where that is, so that runs of
+    two folders have the same identity."""
+    return [text.replace(f"{folder}/", "") for text in runs.settings(folder, *more)]
+
+
+def command(folder: Path, *more: str) -> list[str]:
+    return [sys.executable, "-m", "tid.train", "-m", *settings(folder, *more)]
+
+
+def environment(**more: str) -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"} | more
+
+
+def sweep(folder: Path, *more: str, timeout: float = 100) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        command(folder, *more), cwd=folder, env=environment(), capture_output=True, text=True, timeout=timeout
+    )
+
+
+def begin(folder: Path, *more: str) -> subprocess.Popen:
+    """A sweep in a session of its own, still running; its output is in sweep.out."""
+    with open(folder / "sweep.out", "a") as out:
+        return subprocess.Popen(
+            command(folder, *more), cwd=folder, env=environment(), stdout=out, stderr=out, start_new_session=True
+        )
+
+
+def states(folder: Path, name: str = "reference") -> dict[str, str]:
+    """The state of every run of the sweep, by its folder's name."""
+    files = (folder / "outputs" / name).glob("*/status.json")
+    return {file.parent.name: json.loads(file.read_text())["state"] for file in sorted(files)}
+
+
+def steps(folder: Path, name: str = "reference") -> list[int]:
+    """How far the runs are by their logs or, when they have stopped, their status; those with a step behind them."""
+    found = []
+    for run in sorted((folder / "outputs" / name).glob("*/logs/metrics.jsonl")):
+        status = json.loads((run.parents[1] / "status.json").read_text()) if (run.parents[1] / "status.json").exists() else {}
+        logged = [json.loads(line)["step"] for line in run.read_text().splitlines()]
+        if logged:
+            found.append(status["step"] if status["state"] == "preempted" else logged[-1])
+    return found
+
+
+def folders(folder: Path, *more: str) -> list[Path]:
+    """The folders that the cells of a sweep would have."""
+    with initialize_config_dir(runs.CONF, version_base="1.3"):
+        composer = grid.Composer("train")
+        cells = grid.combinations(settings(folder, *more))
+        made = make_cells([composer(cell) for cell in cells], cells, retry_failed=False)
+    return [folder / cell.folder for cell in made]
+
+
+def pids(folder: Path, name: str = "reference") -> dict[str, int]:
+    """The processes now at work, by their run's folder's name."""
+    found = {}
+    for file in (folder / "outputs" / name).glob("*/.owner.json"):
+        with contextlib.suppress(OSError, ValueError):  # it is just ending
+            pid = json.loads(file.read_text())["pid"]
+            os.kill(pid, 0)
+            found[file.parent.name] = pid
+    return found
+
+
+def kill(pid: int) -> None:
+    os.kill(pid, signal.SIGKILL)
+
+
+def finished_like(run: Path, folder: Path) -> None:
+    """Make `folder` a finished run's, by copying one."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(run, folder, ignore=shutil.ignore_patterns("checkpoints", ".lock"))

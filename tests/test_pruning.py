@@ -1,0 +1,79 @@
+"""Stopping losers: the rule on curves made by hand, and a run that it stops."""
+
+import json
+
+import pytest
+import runs
+import yaml
+
+from tid.logs import read_status
+from tid.pruning import MedianRule, NoPruner
+
+CONFIG = {
+    "data": {"_target_": "x"}, "context": 16, "total_steps": 100,
+    "scorer": {"_target_": "tid.scorers.Entropy"}, "drop_schedule": {"_target_": "tid.schedules.Constant"},
+}  # fmt: skip
+RULE = MedianRule(warmup_steps=20, min_siblings=3)
+
+
+def run_with(folder, name: str, curve: dict[int, float], **changes):
+    """A run's folder with validations, step → bpc."""
+    run = folder / name
+    (run / "logs").mkdir(parents=True)
+    rows = [{"step": 5, "train_loss": 1.0}, *({"step": step, "val_bpc": bpc} for step, bpc in curve.items())]
+    (run / "logs/metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (run / "config.yaml").write_text(yaml.safe_dump(CONFIG | changes))
+    return run
+
+
+@pytest.fixture
+def four(tmp_path):
+    """Siblings whose best at step 20 are 1.0, 1.2, 1.4; and ours with 1.3, above their median."""
+    run_with(tmp_path, "a", {10: 1.0, 20: 1.5, 30: 0.1})
+    run_with(tmp_path, "b", {10: 2.0, 20: 1.2})
+    run_with(tmp_path, "c", {10: 2.0, 20: 1.4, 30: 1.0})
+    return run_with(tmp_path, "ours", {10: 2.0, 20: 1.3})
+
+
+def test_above_the_median_of_the_best_so_far_is_stopped(four):
+    why = RULE.verdict(CONFIG, four, {"step": 20})
+    assert why == "best validation bpc 1.3000 at step 20 is above the median 1.2000 of 3 siblings"
+    assert RULE.verdict(CONFIG, four.parent / "b", {"step": 20}) is None  # others: 1.0, 1.3, 1.4
+    assert NoPruner().verdict(CONFIG, four, {"step": 20}) is None
+
+
+@pytest.mark.parametrize(
+    "spared",
+    [{"scorer": {"_target_": "tid.scorers.Random"}}, {"scorer": {"_target_": "tid.scorers.NoScorer"}},
+     {"drop_schedule": {"_target_": "tid.schedules.NoDrop"}}],
+)  # fmt: skip
+def test_controls_go_on(four, spared):
+    assert RULE.verdict(CONFIG | spared, four, {"step": 20}) is None
+
+
+def test_neither_early_nor_on_little_evidence(four):
+    assert MedianRule(warmup_steps=21, min_siblings=3).verdict(CONFIG, four, {"step": 20}) is None
+    assert MedianRule(warmup_steps=0, min_siblings=4).verdict(CONFIG, four, {"step": 20}) is None
+
+
+def test_only_runs_of_the_same_data_and_budget_that_came_as_far_are_siblings(four):
+    folder = four.parent
+    run_with(folder, "shorter", {20: 9.0}, total_steps=50)
+    run_with(folder, "other text", {20: 9.0}, data={"_target_": "y"})
+    run_with(folder, "behind", {10: 9.0})
+    (folder / "torn").mkdir()
+    (folder / "torn/config.yaml").write_text("{")
+    assert RULE.verdict(CONFIG, four, {"step": 20}).endswith("1.2000 of 3 siblings")
+
+
+def test_a_run_that_loses_ends_as_pruned_and_goes_on_without_the_rule(tmp_path):
+    loser = ["optim.lr=1e-9", "scorer=entropy"]
+    for seed in range(2):
+        runs.train(tmp_path, f"seed={seed}", "optim.lr=1e-2")
+    rule = ["pruner=median", "pruner.warmup_steps=8", "pruner.min_siblings=2"]
+    run = runs.train(tmp_path, *loser, *rule)
+    status = read_status(run)
+    assert status["state"] == "pruned" and status["step"] == 8 and "median" in status["reason"]
+    assert not (run / "summary.json").exists() and runs.metrics(run)[-1]["step"] == 8
+    assert runs.train(tmp_path, *loser) == run and read_status(run)["state"] == "done"  # the same run, to its end
+    assert read_status(runs.train(tmp_path, "scorer=random", "optim.lr=1e-9", *rule))["state"] == "done"

@@ -1,0 +1,172 @@
+"""Sweeps as a user meets them: real processes, killed in every way, over runs of a fraction of a second."""
+
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import time
+
+import pytest
+import runs
+import sweeps
+
+EIGHT = ["scorer=entropy,none", "seed=range(4)"]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """A folder with a finished sweep of eight runs, whose text and tokens are ready to be copied."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    done = sweeps.sweep(folder, *EIGHT)
+    assert done.returncode == 0, done.stderr
+    folder.joinpath("stderr").write_text(done.stderr)
+    return folder
+
+
+@pytest.fixture
+def folder(undisturbed, tmp_path):
+    for kind in ("data", "tokenizer"):
+        shutil.copytree(undisturbed / kind, tmp_path / kind)
+    return tmp_path
+
+
+def results(folder) -> dict:
+    """What the runs of a folder's sweep reached, the clock left out."""
+    found = {}
+    for file in (folder / "outputs" / "reference").glob("*/summary.json"):
+        summary = json.loads(file.read_text())
+        found[file.parent.name] = (summary["final"], summary["best"], runs.metrics(file.parent))
+    return found
+
+
+def until(condition, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+
+
+# ------------------------------------------------------------------------------------------------ undisturbed
+
+
+def test_a_sweep_lists_its_cells_runs_each_and_says_how_to_compare(undisturbed):
+    said = undisturbed.joinpath("stderr").read_text()
+    assert "8 runs: 8 to be run" in said and said.rstrip().endswith("python -m tid.compare outputs/reference")
+    assert list(sweeps.states(undisturbed).values()) == ["done"] * 8
+    assert re.search(r"done: no_drop seed=3, 0:00:\d\d, \d\.\d{4} bpc", said)
+    record = json.loads((undisturbed / "outputs/reference/.sweep/sweep.json").read_text())
+    assert record["cells"].keys() == sweeps.states(undisturbed).keys() and len(record["commands"]) == 1
+
+
+def test_it_runs_only_what_is_new(undisturbed, folder):
+    shutil.copytree(undisturbed / "outputs", folder / "outputs")
+    before = results(folder)
+    done = sweeps.sweep(folder, "scorer=entropy,none", "seed=range(5)")
+    assert done.returncode == 0 and done.stderr.count("started: ") == 2, done.stderr
+    assert "10 runs: 8 done, 2 to be run" in done.stderr and "2 to run, about 0:00:0" in done.stderr
+    assert before.items() <= results(folder).items() and len(results(folder)) == 10
+
+
+def test_a_dry_run_lists_and_writes_nothing(folder):
+    done = sweeps.sweep(folder, *EIGHT, "dry_run=true")
+    assert done.returncode == 0 and "8 runs: 8 to be run" in done.stderr
+    assert not (folder / "outputs").exists()
+
+
+def test_nothing_starts_when_one_cell_is_wrong(folder):
+    done = sweeps.sweep(folder, "drop_schedule=constant", "drop_schedule.rate=0.1,1.5")
+    assert done.returncode == 2 and "drop_schedule.rate: wanted a value less than 1, got 1.5" in done.stderr
+    assert "in the run drop_schedule.rate=1.5 seed=0" in done.stderr and not (folder / "outputs").exists()
+
+
+def test_results_of_other_code_are_marked(undisturbed, folder):
+    shutil.copytree(undisturbed / "outputs", folder / "outputs")
+    file = next((folder / "outputs/reference").glob("no_drop-seed0-*/summary.json"))
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"git_sha": "f" * 40}))
+    done = sweeps.sweep(folder, *EIGHT, "dry_run=true")
+    assert done.stderr.count("code ffffffff") == 1 and "warning: some are of other code" in done.stderr
+
+
+def test_200_finished_cells_are_skipped_within_three_seconds(undisturbed, folder):
+    run = next((undisturbed / "outputs/reference").glob("entropy-*-seed0-*"))
+    wide = ["scorer=entropy,surprisal,random,unigram", "drop_schedule=constant,linear_decay,early,late,step", "seed=range(10)"]
+    listed = sweeps.sweep(folder, *wide, "dry_run=true")
+    assert "200 runs: 200 to be run" in listed.stderr
+    for cell in sweeps.folders(folder, *wide):
+        sweeps.finished_like(run, cell)
+    assert "200 runs: 200 done" in sweeps.sweep(folder, *wide).stderr
+    before = time.monotonic()
+    again = sweeps.sweep(folder, *wide)
+    seconds = time.monotonic() - before
+    assert again.returncode == 0 and "200 runs: 200 done" in again.stderr and "started" not in again.stderr
+    assert seconds < 3, f"{seconds:.1f} s"
+
+
+# ------------------------------------------------------------------------------------------------ disturbed
+
+
+def test_a_cell_that_is_killed_dies_alone_and_is_all_that_runs_again(undisturbed, folder):
+    process = sweeps.begin(folder, *EIGHT)
+    until(lambda: any("entropy" in name for name in sweeps.pids(folder)))
+    victim, pid = next((name, pid) for name, pid in sweeps.pids(folder).items() if "entropy" in name)
+    sweeps.kill(pid)
+    assert process.wait(timeout=90) == 1
+    said = folder.joinpath("sweep.out").read_text()
+    assert said.count("killed by SIGKILL") == 2 and "8 runs: 7 done, 1 failed" in said  # when it happens, and at the end
+    others = {name: state for name, state in sweeps.states(folder).items() if name != victim}
+    assert list(others.values()) == ["done"] * 7
+    again = sweeps.sweep(folder, *EIGHT)
+    assert again.returncode == 0 and again.stderr.count("started: ") == 1, again.stderr
+    assert results(folder) == results(undisturbed)
+
+
+def test_a_failure_is_shown_with_its_last_lines_and_runs_again_only_on_request(folder):
+    bad = ["optim.lr=1e-2,1e30", "optim.warmup_steps=1", "scorer=none"]
+    done = sweeps.sweep(folder, *bad)
+    assert done.returncode == 1 and "2 runs: 1 done, 1 failed" in done.stderr
+    assert done.stderr.count("FAILED") == 2 and done.stderr.count("NonFiniteLoss: ") >= 2
+    again = sweeps.sweep(folder, *bad)
+    assert again.returncode == 1 and "started" not in again.stderr and "failed before" in again.stderr
+    request = sweeps.sweep(folder, *bad, "retry_failed=true", "hydra.launcher.retries=1")
+    assert request.returncode == 1 and request.stderr.count("started: ") == 2 and "tried once more" in request.stderr
+
+
+def test_fail_fast_stops_the_others(folder):
+    done = sweeps.sweep(
+        folder, "scorer=none", "optim.warmup_steps=1", "optim.lr=1e30,1e-3,2e-3", "hydra.launcher.slots=1", "fail_fast=true"
+    )
+    assert done.returncode == 1 and done.stderr.count("started: ") == 1 and "3 runs: 1 failed, 2 new" in done.stderr
+
+
+def test_ctrl_c_saves_and_the_same_command_resumes(undisturbed, folder):
+    long = ["scorer=entropy,random", "total_steps=400", "eval_every=400", "checkpoint_every=400"]
+    process = sweeps.begin(folder, *long)
+    until(lambda: len(sweeps.steps(folder)) == 2)
+    os.kill(process.pid, signal.SIGINT)
+    assert process.wait(timeout=30) == 130
+    assert list(sweeps.states(folder).values()) == ["preempted"] * 2 and not sweeps.pids(folder)
+    saved = sweeps.steps(folder)
+    listed = sweeps.sweep(folder, *long, "dry_run=true")
+    assert listed.stderr.count("resumes at step ") == 2 and all(f"step {step} of 400" in listed.stderr for step in saved)
+    assert "goes on where it stopped" in folder.joinpath("sweep.out").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_a_sweep_killed_ten_times_at_random_moments_ends_as_if_undisturbed(undisturbed, folder):
+    """SIGKILL for the sweep, and every other time for its cells too."""
+    moments = random.Random(0)
+    for turn in range(10):
+        process = sweeps.begin(folder, *EIGHT)
+        try:
+            process.wait(timeout=moments.uniform(0.5, 7))
+        except Exception:
+            process.kill()
+            process.wait()
+        for pid in sweeps.pids(folder).values() if turn % 2 else []:
+            sweeps.kill(pid)
+    done = sweeps.sweep(folder, *EIGHT)
+    assert done.returncode == 0, done.stderr
+    assert results(folder) == results(undisturbed)

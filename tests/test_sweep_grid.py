@@ -1,0 +1,147 @@
+"""From a sweep's settings to its cells, in this process."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from runs import CONF
+
+from tid.config import ConfigError, canonical, is_baseline, plain, run_hash
+from tid.sweep import grid
+from tid.sweep.labels import labels
+from tid.sweep.plan import Cell, expected_seconds, make_cells
+
+SWEEPS = sorted(path.stem for path in Path(CONF, "sweeps").glob("*.yaml"))
+SMALL = ["experiment=quickstart"]
+
+
+@pytest.fixture
+def hydra():
+    with initialize_config_dir(CONF, version_base="1.3"):
+        yield
+
+
+def configs_of(settings: list[str]) -> list[dict]:
+    composer = grid.Composer("train")
+    return [composer(cell) for cell in grid.combinations(settings)]
+
+
+def params_of(sweep: str) -> list[str]:
+    cfg = compose("train", [f"sweeps={sweep}"], return_hydra_config=True)
+    return grid.settings_of(cfg.hydra.sweeper.params, [f"sweeps={sweep}"])
+
+
+def test_every_combination_and_the_command_line_wins(hydra):
+    settings = grid.settings_of({"scorer": "entropy,random", "seed": "range(3)"}, ["seed=5,6", "context=64"])
+    assert grid.combinations(settings) == [
+        [f"scorer={scorer}", f"seed={seed}", "context=64"] for scorer in ("entropy", "random") for seed in (5, 6)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("scorer=entropy,randm", "did you mean scorer=random?"),
+        ("drop_schedule.rate=interval(0,1)", "hydra/sweeper=optuna"),
+    ],
+)
+def test_what_cannot_be_enumerated_is_refused(hydra, setting, message):
+    with pytest.raises(ConfigError, match=message.replace("?", r"\?")):
+        grid.combinations([setting])
+
+
+def test_composing_quickly_is_composing_as_hydra_does(hydra):
+    settings = [
+        *SMALL, "scorer=entropy,none", "drop_schedule=constant,uniform", "drop_schedule.rate=0.1,0.2", "seed=0,1",
+        "optim={lr:1e-4}", "+data.extra=1", "context=64",
+    ]  # fmt: skip
+    settings.remove("optim={lr:1e-4}")  # a group takes an option only
+    cells = grid.combinations(settings)
+    assert configs_of(settings) == [plain(compose("train", cell)) for cell in cells] and len(cells) == 16
+
+
+def test_a_setting_that_only_some_cells_have_is_refused_by_name(hydra):
+    with pytest.raises(ConfigError, match="scorer.of: unknown key; scorer=random has no keys"):
+        configs_of(["scorer=entropy,random", "scorer.of=predicted"])
+
+
+def test_a_baseline_is_one_cell_whatever_would_drop_nothing(hydra):
+    settings = [*SMALL, "scorer=entropy,random,none", "drop_schedule=linear_decay,none", "seed=0,1"]
+    configs = configs_of(settings)
+    cells = make_cells(configs, grid.combinations(settings), retry_failed=False)
+    assert len(configs) == 12 and len(cells) == 6
+    assert sum(is_baseline(cell.config) for cell in cells) == 2
+    assert {cell.label for cell in cells} == {
+        f"{what} seed={seed}" for what in ("no_drop", "scorer=entropy drop_schedule=linear_decay",
+        "scorer=random drop_schedule=linear_decay") for seed in (0, 1)
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("sweep", SWEEPS)
+def test_every_ablation_asks_a_question_and_holds_its_controls(hydra, sweep):
+    text = Path(CONF, "sweeps", f"{sweep}.yaml").read_text()
+    assert text.startswith("# @package _global_\n# ") and "?" in text.splitlines()[1] and "\nquestion: " in text
+    settings = params_of(sweep)
+    if "optuna" in text:
+        return
+    configs = configs_of(settings)
+    assert {config["name"] for config in configs} == {sweep} and all(config["question"] for config in configs)
+    baselines = [config for config in configs if is_baseline(config)]
+    seeds = {config["seed"] for config in configs}
+    assert {config["seed"] for config in baselines} == seeds
+    unique = {run_hash(config): config for config in configs}
+    hashes = set(unique)
+    assert len(set(labels(list(unique.values())))) == len(unique)  # each can be told from the others
+    assert len({run_hash(config) for config in baselines}) == len(seeds)
+    for config in configs:  # and for each the random one at the same rate
+        if not is_baseline(config):
+            assert run_hash(config | {"scorer": {"_target_": "tid.scorers.Random"}}) in hashes
+
+
+def test_labels_show_what_differs_within_an_option_too(hydra):
+    configs = configs_of([*SMALL, "scorer=entropy", "scorer.of=predicted,predicting", "optim.lr=1e-3,1e-4"])
+    assert labels(configs)[:2] == [
+        "scorer.of=predicted optim.lr=0.001 seed=0",
+        "scorer.of=predicted optim.lr=0.0001 seed=0",
+    ]
+
+
+def test_an_unchanged_sweep_is_not_composed_again(hydra, tmp_path):
+    cells = grid.combinations([*SMALL, "seed=0,1"])
+    conf = tmp_path / "conf"
+    shutil.copytree(CONF, conf)
+    first, file = grid.compose_all("train", cells, conf, tmp_path / "cache")
+    assert file is not None and not file.exists()
+    file.parent.mkdir()
+    marked = [config | {"question": "from the cache"} for config in first]
+    file.write_text(json.dumps(marked))
+    assert grid.compose_all("train", cells, conf, tmp_path / "cache") == (marked, None)
+    (conf / "scorer" / "entropy.yaml").write_text("_target_: tid.scorers.Entropy\nof: predicting\n")
+    again, other = grid.compose_all("train", cells, conf, tmp_path / "cache")
+    assert other not in (None, file) and again[0]["question"] == ""
+    (conf / "sweeps" / "seeds.yaml").write_text("name: changed\n")
+    assert grid.compose_all("train", cells, conf, tmp_path / "cache")[1] not in (file, other)
+    more, _ = grid.compose_all("train", [*cells, [*SMALL, "seed=2"]], conf, tmp_path / "cache")
+    assert [config["seed"] for config in more] == [0, 1, 2]
+
+
+def cell(state: str, seconds: float | None, step: int = 0, **config) -> Cell:
+    common = dict.fromkeys(("model", "batch_size", "accumulate_steps", "total_steps", "eval_every", "data"), 0)
+    made = Cell({**common, "context": 64} | config, None, "", Path("x"), state, step, seconds=seconds)
+    made.settings = type("Settings", (), {"total_steps": 100})
+    return made
+
+
+def test_time_is_judged_by_finished_cells_of_the_same_size():
+    known = [cell("done", 10.0), cell("done", 30.0), cell("done", 20.0), cell("done", 999.0, context=128)]
+    assert expected_seconds(cell("new", None), known) == 20
+    assert expected_seconds(cell("interrupted", None, step=75), known) == 5
+    assert expected_seconds(cell("new", None, context=32), known) is None
+
+
+def test_what_a_sweep_adds_does_not_change_a_runs_identity(hydra):
+    config = configs_of(SMALL)[0]
+    extras = {"label": "x", "question": "y", "cell": "z", "dry_run": True, "fail_fast": True, "retry_failed": True}
+    assert canonical(config | extras) == canonical(config)

@@ -1,0 +1,1 @@
+"""A run's own page: what it was, what it reached, what it dropped, what it cost."""

@@ -1,0 +1,143 @@
+"""From a sweep's settings to the configurations of its cells: every combination of the values, composed by Hydra."""
+
+import copy
+import hashlib
+import itertools
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from hydra import compose
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from tid import overrides
+from tid.config import ConfigError, plain
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Numbers to search among: whole ones if both ends are; `log`: evenly in their logarithm."""
+
+    low: float
+    high: float
+    log: bool
+
+
+def settings_of(params: dict | None, arguments: list[str]) -> list[str]:
+    """The settings of a sweep: those of its YAML (hydra.sweeper.params), then the command line's, which win."""
+    return [*(f"{key}={value}" for key, value in (params or {}).items()), *arguments]
+
+
+def combinations(settings: list[str]) -> list[list[str]]:
+    """Every cell's settings, the last one varying fastest. Raises ConfigError for what cannot be enumerated."""
+    choices: dict[str, list[str]] = {}
+    for override in parsed(settings):
+        key = override.get_key_element()
+        if not override.is_sweep_override():
+            values = [override.get_value_element_as_str()]
+        elif override.is_discrete_sweep():
+            values = list(override.sweep_string_iterator())
+        else:
+            raise ConfigError(
+                f"{override.input_line}: an interval has no list of values to combine; give values "
+                f"({override.key_or_group}=0.1,0.3), or search it: hydra/sweeper=optuna"
+            )
+        choices.pop(key, None)
+        choices[key] = [key if key.startswith("~") else f"{key}={value}" for value in values]
+    return [list(cell) for cell in itertools.product(*choices.values())]
+
+
+def search_space(settings: list[str]) -> tuple[list[str], dict[str, Interval | list[str]], list[str]]:
+    """A search's settings: those that stay, the values of each key that is searched, and a trial's seeds."""
+    found = {override.get_key_element(): override for override in parsed(settings)}
+    fixed, space, seeds = [], {}, ["seed=0"]
+    for key, override in found.items():
+        values = list(override.sweep_string_iterator()) if override.is_discrete_sweep() else []
+        if key == "seed":
+            seeds = [f"seed={value}" for value in values or [override.get_value_element_as_str()]]
+        elif override.is_interval_sweep():
+            interval = override.value()
+            space[key] = Interval(interval.start, interval.end, log="log" in interval.tags)
+        elif override.is_sweep_override():
+            space[key] = values
+        else:
+            fixed.append(override.input_line)
+    return fixed, space, seeds
+
+
+def parsed(settings: list[str]) -> list[Override]:
+    """The settings as Hydra reads them. Raises ConfigError for one that names no known option."""
+    loader = GlobalHydra.instance().config_loader()
+    parser = OverridesParser.create(config_loader=loader)
+    found = [overrides.parse_one(setting, parser) for setting in settings]
+    for override in found:
+        overrides.refuse_unknown_option(override, loader)
+    return found
+
+
+class Composer:
+    """Composes cells as Hydra does, but each choice of options once: what differs beyond them is a few leaves."""
+
+    def __init__(self, config_name: str) -> None:
+        self.config_name = config_name
+        self.loader = GlobalHydra.instance().config_loader()
+        self.parser = OverridesParser.create(config_loader=self.loader)
+        self.bases: dict[tuple[str, ...], DictConfig] = {}
+        self.read: dict[str, Override] = {}
+        self.groups: dict[str, bool] = {}  # asking Hydra takes 20 ms
+
+    def __call__(self, settings: list[str]) -> dict:
+        """The resolved configuration. Raises ConfigError, by setting, when it does not compose."""
+        settings = [text for text in settings if not text.lstrip("+~").startswith(("hydra.", "hydra/"))]
+        try:
+            leaves = [override for override in map(self.parse, settings) if self.is_leaf(override)]
+            written = {override.input_line for override in leaves}
+            options = tuple(text for text in settings if text not in written)
+            if options not in self.bases:
+                self.bases[options] = compose(self.config_name, list(options))
+            config = copy.deepcopy(self.bases[options])
+            for override in leaves:
+                OmegaConf.update(config, override.key_or_group, override.value(), merge=True)
+            return plain(config)
+        except (HydraException, OmegaConfBaseException, ValueError):
+            return plain(overrides.composed(settings, self.parser, self.loader, self.config_name))
+
+    def parse(self, setting: str) -> Override:
+        if setting not in self.read:
+            self.read[setting] = overrides.parse_one(setting, self.parser)
+        return self.read[setting]
+
+    def is_leaf(self, override: Override) -> bool:
+        """Does it only give a new value to a key that is there? Hydra applies such settings last, in order."""
+        plain_change = not (override.is_add() or override.is_force_add() or override.is_delete() or override.package)
+        key = override.key_or_group
+        if key not in self.groups:
+            self.groups[key] = bool(self.loader.get_group_options(key))
+        return plain_change and not self.groups[key]
+
+
+def compose_all(config_name: str, cells: list[list[str]], conf: Path, cache: Path) -> tuple[list[dict], Path | None]:
+    """The cells' configurations, and the file in the folder `cache` to keep them in as JSON (None: not to be kept).
+
+    Those of the same settings and the same YAML files are read back from there: composing 200 cells takes
+    seconds, and a sweep is often started again only to see that all is done.
+    """
+    texts = [path.read_text(encoding="utf-8") for path in yaml_files(conf)]
+    key = hashlib.sha256(json.dumps([config_name, cells, texts]).encode()).hexdigest()[:16]
+    file = cache / f"{key}.json"
+    if file.exists():
+        return json.loads(file.read_text(encoding="utf-8")), None
+    composer = Composer(config_name)
+    configs = [composer(cell) for cell in cells]
+    lasting = not any("oc.env" in text for text in (*texts, *itertools.chain(*cells)))
+    return configs, file if lasting else None
+
+
+def yaml_files(conf: Path) -> list[Path]:
+    """Every YAML file of the configuration, sorted; conf/sweeps is a link, which rglob does not follow."""
+    return sorted([*conf.rglob("*.yaml"), *(conf / "sweeps").glob("*.yaml")])

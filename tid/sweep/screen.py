@@ -1,0 +1,172 @@
+"""What a sweep shows: the list before it starts, the live table, failures when they happen, and all of it at the end."""
+
+import sys
+import time
+from collections import Counter, deque
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from tid.logs import METRICS, read_metrics, read_status
+from tid.sweep.plan import MEANING, Cell, expected_seconds
+
+if TYPE_CHECKING:
+    from tid.sweep.pool import Slot
+
+TAIL_LINES = 12  # of a failed cell's output
+PLAIN_SECONDS = 60  # between lines about the whole, where there is no terminal
+LISTED = 400  # cells; of a larger sweep the list is cut
+
+
+def span(seconds: float | None) -> str:
+    return "?" if seconds is None else str(timedelta(seconds=round(seconds)))
+
+
+def last_lines(file: Path, count: int = TAIL_LINES) -> str:
+    """The last lines of a file that are not blank; "" when it cannot be read."""
+    try:
+        with open(file, "rb") as stream:
+            stream.seek(max(0, file.stat().st_size - 200 * (count + 10)))
+            lines = stream.read().decode("utf-8", "replace").splitlines()
+    except OSError:
+        return ""
+    return "\n".join([line for line in lines if line.strip()][-count:])
+
+
+class Screen:
+    """Everything goes to stderr. `with screen:` a table of the running cells is kept up to date, on a terminal."""
+
+    def __init__(self, cells: list[Cell]) -> None:
+        self.cells = cells
+        self.console = Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
+        self.live: Live | None = None
+        self.began = self.spoke = time.monotonic()
+        self.recent: deque[str] = deque(maxlen=3)
+        self.ended_count = 0
+
+    def __enter__(self) -> "Screen":
+        if self.console.is_terminal:
+            self.live = Live(console=self.console, auto_refresh=False, transient=True)
+            self.live.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self.live is not None:
+            self.live.stop()
+            self.live = None
+
+    def say(self, text: str) -> None:
+        self.console.print(Text(text))
+
+    # --------------------------------------------------------------------------------------------- before
+
+    def listing(self, code: str | None) -> None:
+        """Every cell and what will be done with it; counts; an estimate of the time."""
+        table = Table(box=None, pad_edge=False, show_header=False)
+        for number, cell in enumerate(self.cells[:LISTED]):
+            doing = MEANING[cell.state]
+            if cell.state == "interrupted":
+                doing += f" at step {cell.step} of {cell.total_steps}"
+            table.add_row(str(number), cell.label, doing, other_code(cell, code))
+        self.console.print(table)
+        if len(self.cells) > LISTED:
+            self.say(f"... and {len(self.cells) - LISTED} more")
+        counts = Counter(MEANING[cell.state] for cell in self.cells)
+        self.say(f"{len(self.cells)} runs: " + ", ".join(f"{count} {what}" for what, count in counts.items()))
+        self.say(self.estimate())
+        mixed = sorted({str(cell.code) for cell in self.cells if other_code(cell, code)})
+        if mixed:
+            self.say(f"warning: some are of other code ({', '.join(mixed)}) than the present {code}: do not mix them in "
+                     "one comparison; delete their folders to run them again")  # fmt: skip
+
+    def estimate(self) -> str:
+        left = [cell for cell in self.cells if cell.to_run]
+        seconds = [expected_seconds(cell, self.cells) for cell in left]
+        known = [value for value in seconds if value is not None]
+        if not left:
+            return "nothing is left to run"
+        if not known:
+            return f"{len(left)} to run; no run of this size has finished here yet, so how long it takes is not known"
+        total = sum(known) * len(left) / len(known)
+        return f"{len(left)} to run, about {span(total)} one after the other, judged by the finished runs"
+
+    # --------------------------------------------------------------------------------------------- meanwhile
+
+    def started(self, slot: "Slot") -> None:
+        gpu = f" on GPU {slot.gpu}" if slot.gpu is not None else ""
+        if self.live is None:
+            self.say(f"started: {slot.cell.label}{gpu}")
+
+    def ended(self, cell: Cell, seconds: float) -> None:
+        self.ended_count += 1
+        reason = f" ({cell.reason})" if cell.reason else ""
+        self.say(f"{cell.state}: {cell.label}, {span(seconds)}{figure(cell)}{reason}")
+
+    def failed(self, cell: Cell, seconds: float, again: bool) -> None:
+        self.say(f"FAILED after {span(seconds)}{', tried once more' if again else ''}: {failure(cell)}")
+
+    def refresh(self, slots: list["Slot"], waiting: int) -> None:
+        if self.live is not None:
+            self.live.update(self.picture(slots, waiting), refresh=True)
+        elif time.monotonic() - self.spoke > PLAIN_SECONDS:
+            self.spoke = time.monotonic()
+            self.say(self.counts(waiting))
+
+    def counts(self, waiting: int) -> str:
+        states = Counter(cell.state for cell in self.cells)
+        ended = [f"{states[name]} {name}" for name in ("done", "pruned", "failed") if states[name]]
+        return ", ".join([*ended, f"{states['running']} running", f"{waiting} waiting", span(time.monotonic() - self.began)])
+
+    def picture(self, slots: list["Slot"], waiting: int) -> Group:
+        table = Table(box=None, pad_edge=False)
+        for name in ("slot", "run", "step", "validation", "running for", "left"):
+            table.add_column(name, justify="left" if name == "run" else "right", no_wrap=name != "run")
+        for slot in slots:
+            if slot.cell is None:
+                continue
+            seconds = time.monotonic() - slot.started
+            step = (read_status(slot.cell.folder) or {}).get("step") or 0
+            rows = read_metrics(slot.cell.folder)[0] if (slot.cell.folder / METRICS).exists() else []
+            step = max([step, *(row["step"] for row in rows[-1:])])
+            bpc = [row["val_bpc"] for row in rows if row.get("val_bpc") is not None]
+            made = step - slot.cell.step
+            left = seconds / made * (slot.cell.total_steps - step) if made > 0 else None
+            where = f"{slot.number}" + (f" gpu {slot.gpu}" if slot.gpu is not None else "")
+            table.add_row(where, slot.cell.label, f"{step}/{slot.cell.total_steps}",
+                          f"{bpc[-1]:.4f} bpc" if bpc else "", span(seconds), span(left))  # fmt: skip
+        return Group(table, Text(self.counts(waiting)))
+
+    # --------------------------------------------------------------------------------------------- after
+
+    def ending(self, command: str, compare: str) -> None:
+        """What failed and why, what is left, and what to do next."""
+        states = Counter(cell.state for cell in self.cells)
+        failures = [cell for cell in self.cells if cell.state == "failed"]
+        for cell in failures:
+            self.say(f"FAILED: {failure(cell)}")
+        self.say(f"{len(self.cells)} runs: " + ", ".join(f"{count} {state}" for state, count in states.items()))
+        if failures:
+            self.say(f"{len(failures)} failed; when what ailed them is mended: {command} retry_failed=true")
+        if any(cell.state in ("new", "interrupted", "elsewhere", "retry") for cell in self.cells):
+            self.say(f"the same command goes on where it stopped: {command}")
+        self.say(compare)
+
+
+def other_code(cell: Cell, code: str | None) -> str:
+    return f"code {cell.code[:8]}{'-dirty' if cell.code.endswith('-dirty') else ''}" if cell.code not in (None, code) else ""
+
+
+def figure(cell: Cell) -> str:
+    rows = [row for row in read_metrics(cell.folder)[0] if row.get("val_bpc") is not None]
+    return f", {rows[-1]['val_bpc']:.4f} bpc" if rows else ""
+
+
+def failure(cell: Cell) -> str:
+    """One failed cell: which, why, where it lies, and the end of what it said."""
+    tail = "".join(f"\n    {line}" for line in last_lines(cell.console).splitlines())
+    return f"{cell.label}: {cell.reason}\n  folder {cell.folder}\n  output {cell.console}{tail}"
