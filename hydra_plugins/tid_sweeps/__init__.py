@@ -1,5 +1,6 @@
 """TID's sweeper and launcher, as Hydra wants them. What they do is in tid.sweep; importing this is quick."""
 
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -172,17 +173,18 @@ def launch_elsewhere(launcher: Launcher, cells: list) -> int:
         [f"cell='{cell.frozen.resolve()}'", f"name={cell.settings.name}", f"output_dir='{cell.settings.output_dir}'"]
         for cell in cells
     ]
+    returns, stopped, trouble = [], 0, ""
     try:
         returns = launcher.launch(jobs, initial_job_idx=0)
     except KeyboardInterrupt:
-        returns, stopped = [], 2
-    else:
-        stopped = 0
-    for cell in cells:
-        look(cell)
-    for cell, ret in zip(cells, returns, strict=False):
-        if ret.status == JobStatus.FAILED and cell.state not in ("done", "pruned"):
-            cell.state, cell.reason = "failed", cell.reason or str(ret._return_value)
+        stopped = signal.SIGINT
+    except Exception as error:  # joblib gives all up when one worker is killed
+        trouble = f"{type(error).__name__}: {error}".splitlines()[0]
+    for number, cell in enumerate(cells):
+        ret = returns[number] if number < len(returns) else None
+        if look(cell).state not in ("done", "pruned") and not stopped:
+            said = str(ret._return_value) if ret is not None and ret.status == JobStatus.FAILED else ""
+            cell.state, cell.reason = "failed", trouble or said or cell.reason or "it ended without a result"
     return stopped
 
 

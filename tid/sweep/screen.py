@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from tid.logs import METRICS, read_metrics, read_status
+from tid.logs import CONSOLE, METRICS, read_metrics, read_status
 from tid.sweep.plan import MEANING, Cell, expected_seconds
 
 if TYPE_CHECKING:
@@ -168,5 +168,6 @@ def figure(cell: Cell) -> str:
 
 def failure(cell: Cell) -> str:
     """One failed cell: which, why, where it lies, and the end of what it said."""
-    tail = "".join(f"\n    {line}" for line in last_lines(cell.console).splitlines())
+    lines = last_lines(cell.console) or last_lines(cell.folder / CONSOLE)
+    tail = "".join(f"\n    {line}" for line in lines.splitlines())
     return f"{cell.label}: {cell.reason}\n  folder {cell.folder}\n  output {cell.console}{tail}"
