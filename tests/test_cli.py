@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tid import cli
+
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
 
@@ -174,3 +176,14 @@ def test_reference_run_without_cuda_stops_within_seconds_and_says_what_works(tmp
     assert done.returncode == 2 and list(tmp_path.iterdir()) == []
     small = "python -m tid.train experiment=quickstart scorer=entropy drop_schedule=linear_decay"
     assert small in done.stderr and "device=cpu" in done.stderr and "would take about" in done.stderr
+
+
+@pytest.mark.parametrize("written", [["--from", "exported/model"], ["--from=exported/model"]])
+@pytest.mark.parametrize(("entry", "key"), [("train", "model.init_from"), ("evaluate", "checkpoint")])
+def test_from_is_short_for_the_folder_to_start_from(written, entry, key):
+    assert cli._from_written_out(["seed=1", *written, "-m"], entry) == ["seed=1", f"{key}=exported/model", "-m"]
+
+
+def test_from_without_a_folder_is_refused(tmp_path):
+    done = train(tmp_path, "--from")
+    assert done.returncode == 2 and "--from: wanted a folder" in done.stderr

@@ -12,7 +12,7 @@ LAYERS = [  # top first: nothing here may reach a module of a line above its own
     {"tid.model", "tid.dropout", "tid.drop_modes", "tid.optim", "tid.data"},
     {"tid.scorers", "tid.selectors", "tid.schedules"},
 ]
-COMMAND_LINE = {"tid.cli", "tid.overrides"}
+COMMAND_LINE = {"tid.cli", "tid.overrides", "tid.sweep.grid"}
 CONFIGURATION = COMMAND_LINE | {"tid.config", "tid.messages"}
 
 

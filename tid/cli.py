@@ -70,7 +70,7 @@ def run(main: Callable[[], Any], config_name: str | None = None, check: Check | 
     Plugins.instance()
     importlib.import_module("hydra_plugins.tid_sweeps").register()
     try:
-        flags = _flags_first()
+        flags = _flags_first(config_name)
         if config_name and not any(getattr(flags, name) for name in FLAGS_WITHOUT_A_RUN):
             _examine(flags, config_name, check)
         main()
@@ -82,9 +82,9 @@ def run(main: Callable[[], Any], config_name: str | None = None, check: Check | 
         raise
 
 
-def _flags_first() -> Any:
+def _flags_first(config_name: str | None) -> Any:
     """Hydra's parsed flags. Settings move to the end of sys.argv, since argparse wants them in one place."""
-    arguments = sys.argv[1:]
+    arguments = _from_written_out(sys.argv[1:], config_name)
     settings = [a for a in arguments if not a.startswith("-") and ("=" in a or a.startswith("~"))]
     sys.argv[1:] = [a for a in arguments if a not in settings] + settings
     flags, unknown = get_args_parser().parse_known_args(sys.argv[1:])
@@ -93,6 +93,21 @@ def _flags_first() -> Any:
         example = bare if "=" in bare else f"{bare}=..."
         raise ConfigError(f"{unknown[0]}: no such flag; settings are written without dashes: {example}")
     return flags
+
+
+def _from_written_out(arguments: list[str], config_name: str | None) -> list[str]:
+    """`--from FOLDER` as the setting that it is short for: where training starts, or what is looked at."""
+    key = "model.init_from" if config_name == "train" else "checkpoint"
+    written = []
+    rest = iter(arguments)
+    for argument in rest:
+        if argument == "--from" or argument.startswith("--from="):
+            folder = argument.partition("=")[2] or next(rest, "")
+            if not folder:
+                raise ConfigError("--from: wanted a folder, as in --from exported/model")
+            argument = f"{key}={folder}"
+        written.append(argument)
+    return written
 
 
 def _examine(flags: Any, config_name: str, check: Check | None) -> None:
