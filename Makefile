@@ -9,7 +9,7 @@ BIN := .venv/bin
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo train test test-gpu lint clean
+.PHONY: help setup demo train test test-gpu test-cluster lint clean
 
 help:  ## list these commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 16
@@ -27,6 +27,11 @@ test: .venv/installed  ## run the tests; one file: make test ARGS=tests/test_con
 
 test-gpu: .venv/installed  ## run the tests that need a CUDA GPU
 	$(BIN)/python -m pytest -m gpu $(ARGS)
+
+test-cluster: .venv/installed  ## test the launchers for clusters: Ray on two nodes, submitit (installs both)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		hydra-ray-launcher==1.2.2 ray==2.60.0 hydra-submitit-launcher==1.2.0 submitit==1.5.4
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m cluster $(ARGS)
 
 lint: .venv/installed  ## check the code with ruff
 	$(BIN)/ruff check .

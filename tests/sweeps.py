@@ -57,7 +57,11 @@ def steps(folder: Path, name: str = "reference") -> list[int]:
     """How far the runs are by their logs or, when they have stopped, their status; those with a step behind them."""
     found = []
     for run in sorted((folder / "outputs" / name).glob("*/logs/metrics.jsonl")):
-        status = json.loads((run.parents[1] / "status.json").read_text()) if (run.parents[1] / "status.json").exists() else {}
+        status = (
+            json.loads((run.parents[1] / "status.json").read_text())
+            if (run.parents[1] / "status.json").exists()
+            else {}
+        )
         logged = [json.loads(line)["step"] for line in run.read_text().splitlines()]
         if logged:
             found.append(status["step"] if status["state"] == "preempted" else logged[-1])

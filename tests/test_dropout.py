@@ -180,5 +180,7 @@ def test_a_schedule_that_leaves_the_range_is_refused():
 def test_score_flops_are_thirds_of_a_training_pass():
     shape = tiny_shape()
     whole = shape.flops_per_token(CONTEXT) * CONTEXT
-    for needs, thirds in {"nothing": 0, "logits": 1, "attention": 1, "gradients": 2}.items():
-        assert score_flops(shape, CONTEXT, needs) == pytest.approx(thirds * whole / 3)
+    layers = 3 * shape.layer_flops_per_token(CONTEXT) * CONTEXT
+    costs = {"nothing": 0, "logits": whole / 3, "attention": layers / 3, "gradients": 2 * whole / 3}
+    for needs, cost in costs.items():
+        assert score_flops(shape, CONTEXT, needs) == pytest.approx(cost)

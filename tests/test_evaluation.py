@@ -100,7 +100,7 @@ def test_the_terminal_shows_every_figure(found):
     shown = report(found)
     for text in (f"{found['loss']:.6f}", f"{found['bpb']:.6f}", "calibration error", "upper half", "validation is"):
         assert text in shown
-    assert all(len(line) < 200 for line in shown.splitlines())
+    assert all(len(line) < 100 for line in shown.splitlines() if "/" not in line)  # paths are as long as they are
 
 
 def test_a_stride_beyond_the_context_is_refused(run):

@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-LAYERS = [  # top first: nothing here may reach a module of a line above its own, not even through helpers
+LAYERS = [  # top first: nothing here may reach a module of a line above its own, not even through other modules
     {"tid.loop"},
     {"tid.step", "tid.validation", "tid.checkpoint", "tid.tracking", "tid.logs"},
-    {"tid.model", "tid.dropout", "tid.drop_modes", "tid.optim", "tid.data"},
-    {"tid.scorers", "tid.selectors", "tid.schedules"},
+    {"tid.update", "tid.flat", "tid.twin", "tid.model", "tid.dropout", "tid.drop_modes", "tid.optim", "tid.data"},
+    {"tid.scorers", "tid.selectors", "tid.schedules", "tid.randomness"},
+    {"tid.capture", "tid.timing", "tid.precision", "tid.component"},
 ]
 COMMAND_LINE = {"tid.cli", "tid.overrides", "tid.sweep.grid"}
 CONFIGURATION = COMMAND_LINE | {"tid.config", "tid.messages"}

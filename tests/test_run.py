@@ -112,7 +112,10 @@ def test_a_killed_process_resumes_from_its_last_checkpoint(tmp_path):
     assert f"resumes at step {reached}" in (folder / "logs/train.log").read_text()
 
 
-def test_a_damaged_last_checkpoint_is_reported_and_the_best_one_used(finished, tmp_path, monkeypatch):
+@pytest.mark.parametrize("lost", [["last.pt"], ["last.pt", "previous.pt"]])
+def test_damaged_checkpoints_are_reported_and_the_newest_intact_one_used(
+    lost, finished, tmp_path, monkeypatch
+):
     def stop(self, step):
         if step == 10:
             raise RuntimeError("power cut")
@@ -126,14 +129,16 @@ def test_a_damaged_last_checkpoint_is_reported_and_the_best_one_used(finished, t
     (folder,) = (tmp_path / "outputs" / "reference").iterdir()
     status = runs.read(folder, "status.json")
     assert (status["state"], status["reason"]) == ("failed", "power cut")
-    last = folder / "checkpoints/last.pt"
-    data = bytearray(last.read_bytes())
-    data[len(data) // 2] ^= 0xFF
-    last.write_bytes(data)
+    for name in lost:
+        path = folder / "checkpoints" / name
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 0xFF
+        path.unlink()  # best.pt may be the same file
+        path.write_bytes(data)
 
     runs.train(tmp_path)
     log = (folder / "logs/train.log").read_text()
-    assert "damaged" in log and "resumes at step 8" in log
+    assert log.count("damaged (CRC") == len(lost) and "resumes at step 8" in log
     assert runs.metrics(folder) == runs.metrics(finished)
 
 
@@ -182,3 +187,46 @@ def test_impossible_combinations_are_refused_before_anything_is_written(tmp_path
 def test_other_optimizers_precisions_and_batches_train(tmp_path, options):
     rows = runs.metrics(runs.train(tmp_path, *options))
     assert rows[-1]["val_loss"] < rows[1]["val_loss"]
+
+
+def test_the_drop_rate_is_that_of_all_steps_not_of_those_that_drop(tmp_path):
+    early = ["drop_schedule=early", "drop_schedule.rate=0.5", "drop_schedule.until=0.25", "scorer=random"]
+    run = runs.train(tmp_path, *early)
+    rows = runs.metrics(run)
+    assert [round(row["drop_rate_scheduled"], 2) for row in rows] == [0.5, 0.25, 0, 0, 0, 0]
+    assert rows[1]["drop_rate_realised"] == pytest.approx(0.25, abs=0.05)
+    assert runs.read(run, "summary.json")["drop_rate"] == pytest.approx(0.125, abs=0.02)
+
+
+def test_another_text_under_the_same_name_is_refused_done_or_not(tmp_path):
+    from tid.config import ConfigError
+
+    short = ["total_steps=2", "eval_every=2"]
+    folder = runs.train(tmp_path, *short)
+    text = tmp_path / "train.jsonl"
+    write = runs.write_texts
+    try:
+        runs.write_texts = lambda where: [*write(where), *(() if text.open("a").write('"one more line"\n') else ())]
+        with pytest.raises(ConfigError, match="train.jsonl changed since"):
+            runs.train(tmp_path, *short)
+        (folder / "status.json").unlink()
+        with pytest.raises(ConfigError, match="train.jsonl changed since"):
+            runs.train(tmp_path, *short)
+    finally:
+        runs.write_texts = write
+
+
+def test_log_every_may_change_between_sittings(tmp_path, monkeypatch):
+    take_step = job.TrainStep.__call__
+
+    def and_ask_to_stop(self, step):
+        take_step(self, step)
+        if step == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(job.TrainStep, "__call__", and_ask_to_stop)
+        with pytest.raises(SystemExit):
+            runs.train(tmp_path, "log_every=5")
+    rows = runs.metrics(runs.train(tmp_path, "log_every=3"))
+    assert [row["step"] for row in rows] == [4, 5, 8, 9, 12]

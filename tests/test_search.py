@@ -6,10 +6,10 @@ import time
 
 import optuna
 import pytest
-import sweeps
 from hydra import initialize_config_dir
 from runs import CONF
 
+import sweeps
 from tid.sweep import grid
 from tid.sweep.search import Search
 
@@ -28,7 +28,13 @@ def objectives(folder, trial) -> list[float]:
 def test_settings_become_a_space():
     with initialize_config_dir(CONF, version_base="1.3"):
         fixed, space, seeds = grid.search_space(
-            ["context=64", "scorer=entropy,random", "optim.lr=tag(log,interval(1e-4,1e-2))", "batch_size=interval(2,8)", "seed=range(2)"]
+            [
+                "context=64",
+                "scorer=entropy,random",
+                "optim.lr=tag(log,interval(1e-4,1e-2))",
+                "batch_size=interval(2,8)",
+                "seed=range(2)",
+            ]
         )
     assert fixed == ["context=64"] and seeds == ["seed=0", "seed=1"]
     assert space == {
@@ -78,6 +84,8 @@ def test_diverged_trials_fail_and_killed_ones_are_asked_for_again(tmp_path):
     assert again.returncode == 0, again.stderr
     trials = study_of(tmp_path).trials
     states = {trial.params["optim.lr"]: trial for trial in trials if not trial.user_attrs.get("again")}
-    assert states["1e+30"].state == optuna.trial.TrialState.FAIL and "not finite" in states["1e+30"].user_attrs["reason"]
+    assert (
+        states["1e+30"].state == optuna.trial.TrialState.FAIL and "not finite" in states["1e+30"].user_attrs["reason"]
+    )
     assert states["0.01"].state == optuna.trial.TrialState.COMPLETE
     assert not [trial for trial in trials if trial.state == optuna.trial.TrialState.RUNNING]

@@ -10,6 +10,7 @@ import time
 
 import pytest
 import runs
+
 import sweeps
 
 EIGHT = ["scorer=entropy,none", "seed=range(4)"]
@@ -91,7 +92,11 @@ def test_results_of_other_code_are_marked(undisturbed, folder):
 
 def test_200_finished_cells_are_skipped_within_three_seconds(undisturbed, folder):
     run = next((undisturbed / "outputs/reference").glob("entropy-*-seed0-*"))
-    wide = ["scorer=entropy,surprisal,random,unigram", "drop_schedule=constant,linear_decay,early,late,step", "seed=range(10)"]
+    wide = [
+        "scorer=entropy,surprisal,random,unigram",
+        "drop_schedule=constant,linear_decay,early,late,step",
+        "seed=range(10)",
+    ]
     listed = sweeps.sweep(folder, *wide, "dry_run=true")
     assert "200 runs: 200 to be run" in listed.stderr
     for cell in sweeps.folders(folder, *wide):
@@ -100,7 +105,7 @@ def test_200_finished_cells_are_skipped_within_three_seconds(undisturbed, folder
     before = time.monotonic()
     again = sweeps.sweep(folder, *wide)
     seconds = time.monotonic() - before
-    assert again.returncode == 0 and "200 runs: 200 done" in again.stderr and "started" not in again.stderr
+    assert again.returncode == 0 and "200 runs: 200 done" in again.stderr and "started: " not in again.stderr
     assert seconds < 3, f"{seconds:.1f} s"
 
 
@@ -114,7 +119,9 @@ def test_a_cell_that_is_killed_dies_alone_and_is_all_that_runs_again(undisturbed
     sweeps.kill(pid)
     assert process.wait(timeout=90) == 1
     said = folder.joinpath("sweep.out").read_text()
-    assert said.count("killed by SIGKILL") == 2 and "8 runs: 7 done, 1 failed" in said  # when it happens, and at the end
+    assert (
+        said.count("killed by SIGKILL") == 2 and "8 runs: 7 done, 1 failed" in said
+    )  # when it happens, and at the end
     others = {name: state for name, state in sweeps.states(folder).items() if name != victim}
     assert list(others.values()) == ["done"] * 7
     again = sweeps.sweep(folder, *EIGHT)
@@ -128,14 +135,19 @@ def test_a_failure_is_shown_with_its_last_lines_and_runs_again_only_on_request(f
     assert done.returncode == 1 and "2 runs: 1 done, 1 failed" in done.stderr
     assert done.stderr.count("FAILED") == 2 and done.stderr.count("NonFiniteLoss: ") >= 2
     again = sweeps.sweep(folder, *bad)
-    assert again.returncode == 1 and "started" not in again.stderr and "failed before" in again.stderr
+    assert again.returncode == 1 and "started: " not in again.stderr and "failed before" in again.stderr
     request = sweeps.sweep(folder, *bad, "retry_failed=true", "hydra.launcher.retries=1")
     assert request.returncode == 1 and request.stderr.count("started: ") == 2 and "tried once more" in request.stderr
 
 
 def test_fail_fast_stops_the_others(folder):
     done = sweeps.sweep(
-        folder, "scorer=none", "optim.warmup_steps=1", "optim.lr=1e30,1e-3,2e-3", "hydra.launcher.slots=1", "fail_fast=true"
+        folder,
+        "scorer=none",
+        "optim.warmup_steps=1",
+        "optim.lr=1e30,1e-3,2e-3",
+        "hydra.launcher.slots=1",
+        "fail_fast=true",
     )
     assert done.returncode == 1 and done.stderr.count("started: ") == 1 and "3 runs: 1 failed, 2 new" in done.stderr
 
@@ -149,7 +161,9 @@ def test_ctrl_c_saves_and_the_same_command_resumes(undisturbed, folder):
     assert list(sweeps.states(folder).values()) == ["preempted"] * 2 and not sweeps.pids(folder)
     saved = sweeps.steps(folder)
     listed = sweeps.sweep(folder, *long, "dry_run=true")
-    assert listed.stderr.count("resumes at step ") == 2 and all(f"step {step} of 400" in listed.stderr for step in saved)
+    assert listed.stderr.count("resumes at step ") == 2 and all(
+        f"step {step} of 400" in listed.stderr for step in saved
+    )
     assert "goes on where it stopped" in folder.joinpath("sweep.out").read_text()
 
 

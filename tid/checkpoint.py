@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import torch
 
 from tid.config import ConfigError
 
-LAST, BEST = "last.pt", "best.pt"
+LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"
 FORMAT = 1
 
 
@@ -27,7 +28,10 @@ def flush_folder(folder: Path) -> None:
 
 
 def save(state: dict, path: Path) -> None:
-    """Write `state` (tensors and plain Python values) to `path` atomically: temporary file, fsync, rename."""
+    """Write `state` (tensors and plain Python values) to `path` atomically: temporary file, fsync, rename.
+
+    A last.pt that is there becomes previous.pt, for the day when the new one turns out damaged.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     try:
@@ -35,6 +39,8 @@ def save(state: dict, path: Path) -> None:
             torch.save({"format": FORMAT, **state}, file)
             file.flush()
             os.fsync(file.fileno())
+        if path.name == LAST and path.exists():
+            path.replace(path.with_name(PREVIOUS))
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -42,10 +48,13 @@ def save(state: dict, path: Path) -> None:
 
 
 def link(source: Path, path: Path) -> None:
-    """Make `path` the same file as `source`, atomically and without writing it twice."""
+    """Make `path` the same file as `source`, atomically; where the file system has no links, a copy."""
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     temporary.unlink(missing_ok=True)
-    os.link(source, temporary)
+    try:
+        os.link(source, temporary)
+    except OSError:
+        shutil.copyfile(source, temporary)
     temporary.replace(path)
     flush_folder(path.parent)
 
@@ -75,7 +84,7 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict:
 def load_newest(folder: Path, device: torch.device | str = "cpu") -> tuple[dict | None, list[str]]:
     """The furthest intact checkpoint of a run's `checkpoints` folder, None without any; and what ails others."""
     states, complaints = [], []
-    for name in (LAST, BEST):
+    for name in (LAST, PREVIOUS, BEST):
         path = folder / name
         if not path.exists():
             continue
@@ -84,7 +93,7 @@ def load_newest(folder: Path, device: torch.device | str = "cpu") -> tuple[dict 
         except CheckpointError as error:
             complaints.append(str(error))
             continue
-        break  # last.pt is always at least as far as best.pt
+        break  # they are in the order of their age
     if complaints and not states:
         raise CheckpointError(
             "; ".join(complaints) + f": nothing to resume from. Delete {folder} to start this run again"

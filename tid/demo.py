@@ -1,4 +1,4 @@
-"""The two-minute tour: ``python -m tid.demo`` trains a small model twice, with and without dropping, and compares.
+"""The short tour: ``python -m tid.demo`` trains a small model twice, with and without dropping, and compares.
 
 It runs the same commands that a user would type; runs that are done already are not run again.
 """

@@ -11,7 +11,7 @@ from tid.model import GPT, Decoder
 from tid.schedules import NoDrop, rate_band
 from tid.scorers import Evidence, NoScorer
 
-NEEDS = {"nothing": 0, "logits": 1, "attention": 1, "gradients": 2}  # thirds of a training pass that it costs
+NEEDS = ("nothing", "logits", "attention", "gradients")
 LOGIT_CHUNK_BYTES = 1 << 30  # scoring from logits goes row by row once (B, T, V) float32 would be larger
 
 
@@ -53,9 +53,10 @@ def embedding_gradients(model: Decoder, tokens: Tensor, targets: Tensor) -> Tens
 
 
 def score_flops(shape: GPT, context: int, needs: str) -> float:
-    """Floating-point operations of scoring one sequence, from the training pass's: a forward pass is a third of it,
-    a backward pass that stops at the inputs another third."""
-    return NEEDS[needs] / 3 * shape.flops_per_token(context) * context
+    """Floating-point operations of scoring one sequence, from the training pass's: a forward pass is a third of it
+    (attention needs no output matrix), a backward pass that stops at the inputs another third."""
+    layers, whole = shape.num_layers * shape.layer_flops_per_token(context), shape.flops_per_token(context)
+    return {"nothing": 0.0, "logits": whole, "attention": layers, "gradients": 2 * whole}[needs] / 3 * context
 
 
 @dataclass

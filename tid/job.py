@@ -1,6 +1,7 @@
 """A training job: from a checked configuration to a finished run in its folder."""
 
 import functools
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,9 @@ def train(config: dict, settings: RunConfig, parts: dict, overrides: list[str]) 
     started = time.perf_counter()
     config = pinned(config)
     folder = Path(settings.output_dir) / settings.name / f"{run_slug(config)}-{run_hash(config)}"
-    if done_already(folder):
+    if is_done(folder):
+        corpus = load_corpus(parts["data"], settings.data_dir, settings.tokenizer_dir)
+        say_done(folder, corpus)
         return folder
     refuse_nonsense(settings, parts)
     for doubt in doubts(config):
@@ -50,9 +53,12 @@ def train(config: dict, settings: RunConfig, parts: dict, overrides: list[str]) 
     set_up(device)
     corpus = load_corpus(parts["data"], settings.data_dir, settings.tokenizer_dir)
     with RunLock(folder):
-        if done_already(folder):  # by another process, a moment ago
+        if is_done(folder):  # by another process, a moment ago
+            say_done(folder, corpus)
             return folder
         state, complaints = checkpoint.load_newest(folder / "checkpoints")
+        if state:
+            refuse_other_text(state["run"]["data"], corpus, folder)
         with RunLog(folder, resume_step=state["run"]["done"] if state else None) as log:
             for complaint in complaints:
                 log.say(f"warning: {complaint}; resuming from the newest intact checkpoint")
@@ -69,12 +75,32 @@ def train(config: dict, settings: RunConfig, parts: dict, overrides: list[str]) 
     return folder
 
 
-def done_already(folder: Path) -> bool:
-    """Has the run in `folder` ended? Says so."""
-    done = (read_status(folder) or {}).get("state") == "done"
-    if done:
-        say(f"done already: {folder}\nDelete that folder to run it again, or change the seed or any other setting.")
-    return done
+def is_done(folder: Path) -> bool:
+    """Has the run in `folder` ended well?"""
+    return (read_status(folder) or {}).get("state") == "done"
+
+
+def say_done(folder: Path, corpus: Corpus) -> None:
+    """Tell that the run has ended. Raises ConfigError when it was another text's."""
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    refuse_other_text(summary["data"], corpus, folder)
+    say(f"done already: {folder}\nDelete that folder to run it again, or change the seed or any other setting.")
+
+
+def text_of(corpus: Corpus) -> dict:
+    """Which text it is: its folder's name and the sha256 of both parts."""
+    sums = {name: facts["sha256"] for name, facts in corpus.manifest["files"].items()}
+    return {"text": Path(corpus.manifest["folder"]).name} | sums
+
+
+def refuse_other_text(trained_on: dict, corpus: Corpus, folder: Path) -> None:
+    """Raise ConfigError when the run in `folder` was trained on another text than the settings now lead to."""
+    changed = [name for name, found in text_of(corpus).items() if name != "text" and trained_on[name] != found]
+    if changed:
+        raise ConfigError(
+            f"{folder}: this run was made with another text: {' and '.join(changed)} changed since.\n"
+            "Give the new text another path, or the run another name, or delete the folder to start it again."
+        )
 
 
 def refuse_nonsense(settings: RunConfig, parts: dict) -> None:
@@ -145,8 +171,7 @@ def assemble(
         log=log,
         folder=folder,
         config=config,
-        data={"text": Path(corpus.manifest["folder"]).name}
-        | {name: facts["sha256"] for name, facts in corpus.manifest["files"].items()},
+        data=text_of(corpus),
         decode=lambda token: corpus.tokenizer.decode([token], skip_special_tokens=False),
         total_steps=settings.total_steps,
         log_every=settings.log_every,
@@ -167,8 +192,9 @@ def carry_out(run: Run, state: dict | None, tracker: Any, started: float) -> Non
     write_status(run.folder, "running", step=run.done, total_steps=run.total_steps, code=git_sha())
     introduce(run)
     with tracker.start(tracked(run)) as run.tracker:
+        start_seconds = time.perf_counter() - started
         fit(run)
-        summary = summarise(run, run_hash=run_hash(run.config), seconds_total=time.perf_counter() - started)
+        summary = summarise(run, run_hash=run_hash(run.config), start_seconds=start_seconds)
         run.tracker.summary(flat(summary))
     if run.stopped:
         write_status(run.folder, "pruned", reason=run.stopped, step=run.done, total_steps=run.total_steps)

@@ -84,12 +84,12 @@ def fit(run: Run) -> None:
             with watch:
                 step(run.done)
             run.done += 1
-
             progress.update(run.done)
 
             log_due = run.done % run.log_every == 0 or run.done == run.total_steps
             eval_due = run.done % run.eval_every == 0 or run.done == run.total_steps
-            if log_due or eval_due or step.device.type == "cpu":  # reading bad_step waits for a GPU
+            save_due = eval_due or run.done % run.checkpoint_every == 0 or stop.signal
+            if log_due or save_due or step.device.type == "cpu":  # reading bad_step waits for a GPU
                 stop_if_broken(run)
             if log_due or eval_due:
                 row = train_row(run, watch.read())
@@ -103,7 +103,7 @@ def fit(run: Run) -> None:
                                 val_loss=row.get("val_loss"))  # fmt: skip
             if run.probe and run.done % run.probe.every == 0:
                 started += run.probe(run)
-            if eval_due or run.done % run.checkpoint_every == 0 or stop.signal:
+            if save_due:
                 run.seconds = time.perf_counter() - started
                 save(run)
             if stop.signal and run.done < run.total_steps:
@@ -116,20 +116,22 @@ def fit(run: Run) -> None:
 def train_row(run: Run, step_ms: list[float]) -> dict[str, float]:
     """The metrics of the steps since the last row. This is where the host waits for the device."""
     step = run.step
-    window = np.arange(run.logged, run.done) % len(step.metrics)
+    newest = max(run.logged, run.done - len(step.metrics))  # log_every may have changed between sittings
+    window = np.arange(newest, run.done) % len(step.metrics)
     columns = dict(zip(COLUMNS, step.metrics.cpu().double().numpy()[window].T, strict=True))
     dropped, droppable = float(columns["dropped"].sum()), float(columns["droppable"].sum())
     bad_rows = int(columns["bad_rows"].sum())
     if bad_rows:
         run.log.say(f"warning: {bad_rows} sequences since step {run.logged} had a score that is not finite; "
-                    "their dropped tokens were chosen at random")  # fmt: skip
+                    "it decided nothing: they were dropped from at random, or not at all")  # fmt: skip
     run.totals["dropped"] += dropped
     run.totals["droppable"] += droppable
     scoring = step.score_watch.read()
     millis = statistics.median(step_ms)
     score_ms = statistics.median(scoring) * step.accumulate_steps if scoring else 0.0
     run.totals["step_ms"].append(millis)
-    run.totals["score_ms"].append(score_ms)
+    if scoring:
+        run.totals["score_ms"].append(score_ms)
     tokens_per_step = run.samples_per_step * step.batches.context
     row = {
         "step": run.done,
@@ -170,7 +172,7 @@ def evaluate(run: Run) -> dict[str, float]:
     if run.best is None or select.loss < run.best["val_select_loss"]:
         run.best = {**run.final, "val_select_loss": select.loss}
         run.documents["best"] = run.documents["final"]
-    if run.totals["droppable"]:
+    if run.totals["dropped"]:
         run.tracker.log_histogram("scores", run.step.last_scores.float().cpu().numpy(), run.done)
         for name, rows in drop_tables(run).items():
             run.tracker.log_table(name, ["token", "seen", "drop_rate"], rows, run.done)
@@ -178,7 +180,7 @@ def evaluate(run: Run) -> dict[str, float]:
 
 
 def drop_tables(run: Run) -> dict[str, list[list]]:
-    """The most- and the least-dropped tokens of the run so far: text, times seen, share dropped."""
+    """The most- and the least-dropped tokens of the steps that dropped: text, times seen in them, share dropped."""
     seen, drops = run.step.token_seen.cpu().numpy(), run.step.token_drops.cpu().numpy()
     ids = np.flatnonzero(seen >= TABLE_MIN_SEEN)
     ids = ids[np.argsort(drops[ids] / seen[ids], kind="stable")]
@@ -208,7 +210,8 @@ def last_good(run: Run) -> str:
 
 def save(run: Run) -> None:
     """Write last.pt, and make it best.pt too when its evaluation is the best so far."""
-    state = {"run": {name: getattr(run, name) for name in (*RESUMED, "config")}, "train": run.step.state_dict()}
+    facts = {name: getattr(run, name) for name in (*RESUMED, "config", "data")}
+    state = {"run": facts | {"precision": run.step.precision}, "train": run.step.state_dict()}
     last = run.checkpoints / checkpoint.LAST
     checkpoint.save(state, last)
     if run.best and run.best["step"] == run.done:
@@ -220,4 +223,7 @@ def resume(run: Run, state: dict) -> None:
     """Continue from a checkpoint's `state`."""
     for name in RESUMED:
         setattr(run, name, state["run"][name])
+    before, now = state["run"]["precision"], run.step.precision
+    if before != now:
+        run.log.say(f"warning: this run began in {before} and goes on in {now}: precision=auto depends on the device")
     run.step.load_state_dict(state["train"])

@@ -2,8 +2,8 @@
 
 The step works on device tensors alone. Learning rate and drop rate are tables indexed by a step counter that is
 itself a device tensor, and what it measures goes into a device buffer that the host reads when it logs. The host
-decides one thing: whether this step drops at all (`plan`), which the schedule tells without asking the device. On
-CUDA the step is compiled and captured, one graph for each thing that the host may decide.
+decides what schedule and text tell without asking the device (`plan`): whether this step drops at all and, for modes
+that gather, how many tokens a row can keep. On CUDA the step is compiled and captured, one graph for each decision.
 """
 
 from typing import Any
@@ -161,7 +161,7 @@ class TrainStep:
         for micro in range(self.accumulate_steps):
             samples = (self.step * self.accumulate_steps + micro) * self.batch_size + self.rows
             tokens, targets = self.batches.gather(samples)
-            keep, counts = self.choose(tokens, targets, samples) if drops else (None, totals.new_zeros(3))
+            keep, counts = self.choose(tokens, targets, samples) if drops else (None, self.none_dropped(tokens))
             with autocast(self.precision, self.device):
                 if drops:
                     loss = self.mode.loss(self.updating.compute, Batch(tokens, targets, keep, kept_max), self.learned)
@@ -190,6 +190,11 @@ class TrainStep:
         self.token_seen.index_add_(0, flat, torch.ones_like(flat))
         self.token_drops.index_add_(0, flat, (~choice.keep).flatten().long())
         return choice.keep, torch.stack((choice.dropped, choice.droppable, choice.bad_rows)).float()
+
+    def none_dropped(self, tokens: Tensor) -> Tensor:
+        """Dropped, droppable and bad rows (3,) of a micro-batch of a step that drops nothing."""
+        droppable = self.dropout.droppable(tokens).sum().float()
+        return torch.stack((torch.zeros_like(droppable), droppable, torch.zeros_like(droppable)))
 
     def now(self, table: Tensor) -> Tensor:
         """The row of a table (total_steps, ...) for this step; table[step] would wait for the device."""

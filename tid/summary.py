@@ -18,7 +18,7 @@ def device_name(device: torch.device) -> str:
     return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
 
 
-def summarise(run: Run, *, run_hash: str, seconds_total: float) -> dict:
+def summarise(run: Run, *, run_hash: str, start_seconds: float) -> dict:
     """summary.json as a dict. Losses in nats; `best` was chosen on the even validation documents, and its
     `val_report_loss` is on the odd ones; `final` is after the last step. Times in ms and seconds, floating-point
     operations as counted by GPT.flops_per_token."""
@@ -31,9 +31,9 @@ def summarise(run: Run, *, run_hash: str, seconds_total: float) -> dict:
         "epochs": run.done * run.samples_per_step / step.batches.num_sequences,
         "drop_rate": totals["dropped"] / totals["droppable"] if totals["droppable"] else 0.0,
         "step_ms": statistics.median(totals["step_ms"]),
-        "score_ms": statistics.median(totals["score_ms"]),
+        "score_ms": statistics.median(totals["score_ms"]) if totals["score_ms"] else 0.0,  # of the steps that score
         "seconds": run.seconds,
-        "seconds_with_start": seconds_total,
+        "seconds_with_start": run.seconds + start_seconds,
         "train_flops": step.train_flops,
         "score_flops": step.score_flops,
         "parameters": step.model.parameter_count,

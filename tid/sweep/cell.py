@@ -44,7 +44,8 @@ def train_frozen(frozen: Path) -> Path:
     """Train what `tid.sweep.plan.freeze` wrote down, and return the run's folder."""
     from tid.job import train
 
-    config, overrides = thaw(frozen)
+    config, overrides, cwd = thaw(frozen)
+    os.chdir(cwd)  # another machine's worker may have been started elsewhere
     return train(config, check(config), build(config), overrides)
 
 

@@ -64,16 +64,13 @@ def check_all(cells: list[Cell], here: bool) -> None:
         return
     from tid.job import refuse_nonsense  # and with it torch, for which a sweep that is done need not wait
 
-    sizes = set()
     for cell in cells:
         try:
-            parts = build(cell.config)
-            refuse_nonsense(cell.settings, parts)
-            if here and cell.size not in sizes:
-                sizes.add(cell.size)
-                refuse_slow(cell, parts)
+            refuse_nonsense(cell.settings, build(cell.config))
         except ConfigError as error:
             raise ConfigError(f"{error}\n  in the run {cell.label}") from None
+    for cell in {cell.size: cell for cell in cells}.values() if here else []:
+        refuse_slow(cell, build(cell.config))
 
 
 def refuse_slow(cell: Cell, parts: dict) -> None:

@@ -5,6 +5,7 @@ import json
 import os
 import statistics
 from dataclasses import dataclass, field
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -74,6 +75,17 @@ class Cell:
         return self.home / "logs" / f"{self.name}.log"
 
 
+@dataclass
+class Slot:
+    """Where one cell at a time runs. gpu: what CUDA_VISIBLE_DEVICES is there; None: not touched."""
+
+    number: int
+    gpu: str | None
+    cell: Cell | None = None
+    process: BaseProcess | None = None
+    started: float = 0.0
+
+
 def sweep_folder(settings: RunConfig) -> Path:
     return Path(settings.output_dir) / settings.name
 
@@ -140,13 +152,13 @@ def expected_seconds(cell: Cell, cells: list[Cell]) -> float | None:
 
 def freeze(cell: Cell) -> None:
     """Write down the configuration that will be run, whatever happens to the YAML files before its turn comes."""
-    write_text(cell.frozen, json.dumps({"config": cell.config, "overrides": cell.meant}, indent=1))
+    write_text(cell.frozen, json.dumps({"config": cell.config, "overrides": cell.meant, "cwd": os.getcwd()}, indent=1))
 
 
-def thaw(file: Path) -> tuple[dict, list[str]]:
-    """The configuration that `freeze` wrote, and the settings that it came from."""
+def thaw(file: Path) -> tuple[dict, list[str], str]:
+    """What `freeze` wrote: the configuration, the settings that it came from, the folder its paths start from."""
     frozen = json.loads(Path(file).read_text(encoding="utf-8"))
-    return frozen["config"], frozen["overrides"]
+    return frozen["config"], frozen["overrides"], frozen["cwd"]
 
 
 def record(cells: list[Cell], question: str, command: str) -> None:

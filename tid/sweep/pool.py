@@ -10,26 +10,14 @@ import types
 from collections import deque
 from dataclasses import dataclass, field
 from multiprocessing import connection
-from multiprocessing.process import BaseProcess
 
 from tid.logs import read_status, write_status
 from tid.sweep import cell as child
-from tid.sweep.plan import ENDED, Cell, look
+from tid.sweep.plan import ENDED, Cell, Slot, look
 from tid.sweep.screen import Screen, last_lines
 
 TICK_SECONDS = 0.5
 BUSY_SECONDS = 2.0  # until a cell that another process is at is tried again
-
-
-@dataclass
-class Slot:
-    """Where one cell at a time runs. gpu: what CUDA_VISIBLE_DEVICES is there; None: not touched."""
-
-    number: int
-    gpu: str | None
-    cell: Cell | None = None
-    process: BaseProcess | None = None
-    started: float = 0.0
 
 
 @dataclass

@@ -1,11 +1,11 @@
-"""What a sweep shows: the list before it starts, the live table, failures when they happen, and all of it at the end."""
+"""What a sweep shows: the list before it starts, the live table, failures when they happen and again at the end."""
 
+import shlex
 import sys
 import time
 from collections import Counter, deque
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -13,10 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tid.logs import CONSOLE, METRICS, read_metrics, read_status
-from tid.sweep.plan import MEANING, Cell, expected_seconds
-
-if TYPE_CHECKING:
-    from tid.sweep.pool import Slot
+from tid.sweep.plan import MEANING, Cell, Slot, expected_seconds
 
 TAIL_LINES = 12  # of a failed cell's output
 PLAIN_SECONDS = 60  # between lines about the whole, where there is no terminal
@@ -81,8 +78,10 @@ class Screen:
         self.say(self.estimate())
         mixed = sorted({str(cell.code) for cell in self.cells if other_code(cell, code)})
         if mixed:
-            self.say(f"warning: some are of other code ({', '.join(mixed)}) than the present {code}: do not mix them in "
-                     "one comparison; delete their folders to run them again")  # fmt: skip
+            self.say(
+                f"warning: some are of other code ({', '.join(mixed)}) than the present {code}: do not mix them "
+                "in one comparison; delete their folders to run them again"
+            )
 
     def estimate(self) -> str:
         left = [cell for cell in self.cells if cell.to_run]
@@ -97,7 +96,7 @@ class Screen:
 
     # --------------------------------------------------------------------------------------------- meanwhile
 
-    def started(self, slot: "Slot") -> None:
+    def started(self, slot: Slot) -> None:
         gpu = f" on GPU {slot.gpu}" if slot.gpu is not None else ""
         if self.live is None:
             self.say(f"started: {slot.cell.label}{gpu}")
@@ -110,7 +109,7 @@ class Screen:
     def failed(self, cell: Cell, seconds: float, again: bool) -> None:
         self.say(f"FAILED after {span(seconds)}{', tried once more' if again else ''}: {failure(cell)}")
 
-    def refresh(self, slots: list["Slot"], waiting: int) -> None:
+    def refresh(self, slots: list[Slot], waiting: int) -> None:
         if self.live is not None:
             self.live.update(self.picture(slots, waiting), refresh=True)
         elif time.monotonic() - self.spoke > PLAIN_SECONDS:
@@ -120,9 +119,11 @@ class Screen:
     def counts(self, waiting: int) -> str:
         states = Counter(cell.state for cell in self.cells)
         ended = [f"{states[name]} {name}" for name in ("done", "pruned", "failed") if states[name]]
-        return ", ".join([*ended, f"{states['running']} running", f"{waiting} waiting", span(time.monotonic() - self.began)])
+        return ", ".join(
+            [*ended, f"{states['running']} running", f"{waiting} waiting", span(time.monotonic() - self.began)]
+        )
 
-    def picture(self, slots: list["Slot"], waiting: int) -> Group:
+    def picture(self, slots: list[Slot], waiting: int) -> Group:
         table = Table(box=None, pad_edge=False)
         for name in ("slot", "run", "step", "validation", "running for", "left"):
             table.add_column(name, justify="left" if name == "run" else "right", no_wrap=name != "run")
@@ -155,10 +156,16 @@ class Screen:
         if any(cell.state in ("new", "interrupted", "elsewhere", "retry") for cell in self.cells):
             self.say(f"the same command goes on where it stopped: {command}")
         self.say(compare)
+        offline = {cell.folder.parent for cell in self.cells if any(cell.folder.glob("wandb/offline-run-*"))}
+        if offline:
+            runs = " ".join(f"{shlex.quote(str(folder))}/*/wandb/offline-run-*" for folder in sorted(offline))
+            self.say(f"upload the runs logged offline: wandb sync {runs}")
 
 
 def other_code(cell: Cell, code: str | None) -> str:
-    return f"code {cell.code[:8]}{'-dirty' if cell.code.endswith('-dirty') else ''}" if cell.code not in (None, code) else ""
+    if cell.code in (None, code):
+        return ""
+    return f"code {cell.code[:8]}{'-dirty' if cell.code.endswith('-dirty') else ''}"
 
 
 def figure(cell: Cell) -> str:

@@ -31,7 +31,8 @@ SAMPLERS = {
 
 @dataclass
 class Search:
-    """space: key → list of values, or an interval (low, high, log; see tid.sweep.grid). objective: the path of a figure in summary.json, lower is better.
+    """space: key → list of values, or an interval (low, high, log; see tid.sweep.grid). objective: the path of a
+    figure in summary.json, lower is better.
     n_trials: of the study in all, those of earlier commands included."""
 
     name: str
@@ -48,13 +49,16 @@ class Search:
         return f"sqlite:///{self.folder / 'study.db'}"
 
     def open(self, make: bool) -> optuna.Study | None:
-        """The study, with `make` made if there is none yet, else only checked for. Raises ConfigError for settings that no search can have."""
+        """The study, made if there is none yet; without `make` only the settings are checked. Raises ConfigError for
+        what no search can have."""
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         lists = {key: values for key, values in self.space.items() if isinstance(values, list)}
         if self.sampler not in SAMPLERS:
             raise ConfigError(f"hydra.sweeper.sampler: wanted one of {', '.join(SAMPLERS)}, got {self.sampler!r}")
         if not self.space:
-            raise ConfigError("nothing to search: give a key an interval or several values, as optim.lr='interval(1e-4,1e-2)'")
+            raise ConfigError(
+                "nothing to search: give a key an interval or several values, as optim.lr='interval(1e-4,1e-2)'"
+            )
         if self.sampler == "grid" and lists.keys() != self.space.keys():
             key = next(key for key in self.space if key not in lists)
             raise ConfigError(f"{key}: a grid needs values, not an interval; give them: {key}=0.1,0.3")
