@@ -25,7 +25,7 @@ def main() -> None:
     print(f"\n{table(folders)}\n")
     picture = FOLDER / "curves.png"
     draw(folders, picture)
-    print(f"curves       {picture}")
+    print(f"{'curves':<22} {picture}")
     for label, folder in folders.items():
         print(f"{label:<22} {folder}")
     print(
