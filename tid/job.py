@@ -118,56 +118,13 @@ def assemble(
     config: dict, settings: RunConfig, parts: dict, corpus: Corpus, device: torch.device, folder: Path, log: RunLog
 ) -> Run:
     """The run at step 0, its model initialised and its data on the device."""
-    model = parts["model"].build(settings.seed).to(device)
-    if parts["model"].init_from:
-        load_weights(model, split_pin(parts["model"].init_from)[0])
-    precision, fast = choose_precision(settings.precision, device), settings.compile and device.type == "cuda"
-    counts = np.bincount(corpus.train.tokens, minlength=model.shape.vocab_size)
-    dropout = TokenDropout(
-        parts["scorer"],
-        parts["selector"],
-        parts["drop_schedule"],
-        counts=torch.from_numpy(counts).float().to(device),
-        protect_first=settings.protect_first,
-        protected_token=EOT,
-        seed=settings.seed,
-    )
-    batches = Batches(
-        corpus.train.tokens,
-        context=settings.context,
-        stride=settings.stride,
-        seed=settings.seed,
-        protected_token=EOT,
-        device=device,
-    )
-    step = TrainStep(
-        model,
-        parts["drop_mode"],
-        dropout,
-        parts["optim"],
-        batches,
-        batch_size=settings.batch_size,
-        accumulate_steps=settings.accumulate_steps,
-        total_steps=settings.total_steps,
-        window=settings.log_every,
-        precision=precision,
-        fast=fast,
-    )
-    validation = Validation(
-        corpus.val.tokens,
-        corpus.val.doc_starts,
-        corpus.token_chars,
-        corpus.token_bytes,
-        context=settings.context,
-        stride=settings.context,
-        batch_size=settings.eval_batch_size,
-        precision=precision,
-        device=device,
-        fast=fast,
-    )
+    how = {
+        "precision": choose_precision(settings.precision, device),
+        "fast": settings.compile and device.type == "cuda",
+    }
     return Run(
-        step,
-        validation,
+        training_step(settings, parts, corpus, device, **how),
+        validation(settings, corpus, device, **how),
         log=log,
         folder=folder,
         config=config,
@@ -180,9 +137,59 @@ def assemble(
         should_stop=functools.partial(parts["pruner"].verdict, config, folder),
         probe=probe(
             settings.diagnostics, corpus, context=settings.context, batch_size=settings.batch_size,
-            precision=precision, drops=not is_baseline(config),
+            precision=how["precision"], drops=not is_baseline(config),
         ),
     )  # fmt: skip
+
+
+def training_step(
+    settings: RunConfig, parts: dict, corpus: Corpus, device: torch.device, precision: str, fast: bool
+) -> TrainStep:
+    """Model, dropout, batches and optimizer, put together."""
+    model = parts["model"].build(settings.seed).to(device)
+    if parts["model"].init_from:
+        load_weights(model, split_pin(parts["model"].init_from)[0])
+    counts = np.bincount(corpus.train.tokens, minlength=model.shape.vocab_size)
+    dropout = TokenDropout(
+        parts["scorer"],
+        parts["selector"],
+        parts["drop_schedule"],
+        counts=torch.from_numpy(counts).float().to(device),
+        protect_first=settings.protect_first,
+        protected_token=EOT,
+        seed=settings.seed,
+    )
+    cut = {"context": settings.context, "stride": settings.stride, "seed": settings.seed}
+    batches = Batches(corpus.train.tokens, **cut, protected_token=EOT, device=device)
+    return TrainStep(
+        model,
+        parts["drop_mode"],
+        dropout,
+        parts["optim"],
+        batches,
+        batch_size=settings.batch_size,
+        accumulate_steps=settings.accumulate_steps,
+        total_steps=settings.total_steps,
+        window=settings.log_every,
+        precision=precision,
+        fast=fast,
+    )
+
+
+def validation(settings: RunConfig, corpus: Corpus, device: torch.device, precision: str, fast: bool) -> Validation:
+    """The full pass over the held-out text."""
+    return Validation(
+        corpus.val.tokens,
+        corpus.val.doc_starts,
+        corpus.token_chars,
+        corpus.token_bytes,
+        context=settings.context,
+        stride=settings.context,
+        batch_size=settings.eval_batch_size,
+        precision=precision,
+        device=device,
+        fast=fast,
+    )
 
 
 def carry_out(run: Run, state: dict | None, tracker: Any, started: float) -> None:
