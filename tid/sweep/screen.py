@@ -4,6 +4,7 @@ import shlex
 import sys
 import time
 from collections import Counter, deque
+from collections.abc import Iterable
 from datetime import timedelta
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from tid.sweep.plan import MEANING, Cell, Slot, expected_seconds
 
 TAIL_LINES = 12  # of a failed cell's output
 PLAIN_SECONDS = 60  # between lines about the whole, where there is no terminal
+STATES = ("done", "pruned", "failed", "interrupted", "elsewhere", "running", "retry", "new")  # as they are counted
 LISTED = 400  # cells; of a larger sweep the list is cut
 
 
@@ -33,6 +35,16 @@ def last_lines(file: Path, count: int = TAIL_LINES) -> str:
     except OSError:
         return ""
     return "\n".join([line for line in lines if line.strip()][-count:])
+
+
+def states_of(cells: list[Cell]) -> list[str]:
+    """The cells' states, in the order of STATES."""
+    return sorted((cell.state for cell in cells), key=STATES.index)
+
+
+def tally(words: Iterable[str]) -> str:
+    """How often each word comes, in the order of their first: "7 done, 1 failed"."""
+    return ", ".join(f"{count} {word}" for word, count in Counter(words).items())
 
 
 class Screen:
@@ -73,8 +85,7 @@ class Screen:
         self.console.print(table)
         if len(self.cells) > LISTED:
             self.say(f"... and {len(self.cells) - LISTED} more")
-        counts = Counter(MEANING[cell.state] for cell in self.cells)
-        self.say(f"{len(self.cells)} runs: " + ", ".join(f"{count} {what}" for what, count in counts.items()))
+        self.say(f"{len(self.cells)} runs: {tally(MEANING[state] for state in states_of(self.cells))}")
         self.say(self.estimate())
         mixed = sorted({str(cell.code) for cell in self.cells if other_code(cell, code)})
         if mixed:
@@ -146,11 +157,10 @@ class Screen:
 
     def ending(self, command: str, compare: str) -> None:
         """What failed and why, what is left, and what to do next."""
-        states = Counter(cell.state for cell in self.cells)
         failures = [cell for cell in self.cells if cell.state == "failed"]
         for cell in failures:
             self.say(f"FAILED: {failure(cell)}")
-        self.say(f"{len(self.cells)} runs: " + ", ".join(f"{count} {state}" for state, count in states.items()))
+        self.say(f"{len(self.cells)} runs: {tally(states_of(self.cells))}")
         if failures:
             self.say(f"{len(failures)} failed; when what ailed them is mended: {command} retry_failed=true")
         if any(cell.state in ("new", "interrupted", "elsewhere", "retry") for cell in self.cells):
