@@ -17,7 +17,8 @@ import pytest
 import torch
 
 from tid import logs
-from tid.logs import COLUMNS, Progress, RunLock, RunLocked, RunLog, read_metrics
+from tid.lock import RunLock, RunLocked
+from tid.logs import COLUMNS, Progress, RunLog, read_metrics
 
 
 def row(step: int, **more: float) -> dict:
@@ -106,7 +107,7 @@ def child(code: str, *arguments: object, **popen: object) -> subprocess.Popen:
 HOLD = """
 import sys, time
 from pathlib import Path
-from tid.logs import RunLock
+from tid.lock import RunLock
 with RunLock(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)

@@ -154,7 +154,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_step_batch_and_checkpo
 
 
 def test_two_processes_never_train_in_one_folder(tmp_path, monkeypatch):
-    from tid.logs import RunLock, RunLocked
+    from tid.lock import RunLock, RunLocked
 
     folder = runs.train(tmp_path, "total_steps=2", "eval_every=2")
     (folder / "status.json").unlink()

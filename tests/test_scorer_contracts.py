@@ -73,6 +73,8 @@ def test_nothing_is_touched(model, scorer):
 
 @scorers
 def test_scores_do_not_depend_on_the_loss_scale(scorer):
+    if dropout.cached(scorer):
+        pytest.skip("its scores are those of a pass that trains: tests/test_score_cache.py")
     scores = []
     for scale in (1.0, 2.0**16):
         step = tiny_step(scorer=scorer, precision="fp16", schedule=0.3)

@@ -18,7 +18,8 @@ class Graph:
 
     def __init__(self, function: Callable[[], Any], pool: Any = None) -> None:
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph, pool=pool, capture_error_mode="thread_local"):
+        first = torch.cuda.Stream(priority=-1)  # a second stream only fills the gaps
+        with torch.cuda.graph(self.graph, pool=pool, stream=first, capture_error_mode="thread_local"):
             self.result = function()
 
     @classmethod

@@ -28,7 +28,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from tid import overrides
+from tid import overrides, torchrun
 from tid.config import ConfigError, build, plain
 
 HERE = Path(__file__).resolve().parent
@@ -71,6 +71,7 @@ def run(main: Callable[[], Any], config_name: str | None = None, check: Check | 
     importlib.import_module("hydra_plugins.tid_sweeps").register()
     try:
         flags = _flags_first(config_name)
+        torchrun.refuse_others(config_name or "", flags.multirun)
         if config_name and not any(getattr(flags, name) for name in FLAGS_WITHOUT_A_RUN):
             _examine(flags, config_name, check)
         main()
@@ -142,7 +143,8 @@ def _refuse(error: Exception) -> None:
     message = kind_message(error)
     if message is None or os.environ.get("TID_FULL_ERROR") == "1":
         return
-    print(f"error: {message}", file=sys.stderr)
+    if torchrun.speaks(error):
+        print(f"error: {message}", file=sys.stderr)
     raise SystemExit(2) from None
 
 

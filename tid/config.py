@@ -257,9 +257,14 @@ def run_slug(cfg: dict) -> str:
     """A short name, as "entropy-lowest-zero-linear_decay-seed0"; "no_drop-seed0" for the baseline."""
     if is_baseline(cfg):
         return f"no_drop-seed{cfg['seed']}"
-    classes = [cfg[group]["_target_"].rpartition(".")[2] for group in DROPPING[:4]]
     seed = f"-seed{cfg['seed']}"
-    return "-".join(snake_case(name) for name in classes)[: SLUG_CHARACTERS - len(seed)] + seed
+    return "-".join(dropping_names(cfg).values())[: SLUG_CHARACTERS - len(seed)] + seed
+
+
+def dropping_names(cfg: dict) -> dict[str, str]:
+    """The chosen scorer, selector, drop mode and schedule in short; of the baseline, which has none, "no_drop"."""
+    names = {group: snake_case(cfg[group]["_target_"].rpartition(".")[2]) for group in DROPPING[:4]}
+    return dict.fromkeys(names, "no_drop") if is_baseline(cfg) else names
 
 
 def snake_case(name: str) -> str:

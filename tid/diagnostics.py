@@ -44,6 +44,7 @@ class Probe:
         started = time.perf_counter()
         rate = float(run.step.host_bands[run.done - 1].max())
         if rate:
+            run.step.updating.settle()
             marks = self.mark(run.step.model, run.step.dropout, run.done, rate)
             found = figures.diagnose(marks, run.step.dropout.counts.cpu().numpy(), self.pieces)
             name = next(iter(marks.fates))

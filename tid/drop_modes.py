@@ -7,8 +7,11 @@ A drop mode is a component with
     flops(shape, context, kept_max)       what training on one sequence costs
     check(shape)                          does it fit the model?
 
-and the declaration `exact_counts`: does it need to know beforehand how many tokens a row keeps? Evaluation never
-comes here: it calls the model itself.
+and the declarations `exact_counts`: does it need to know beforehand how many tokens a row keeps? and `sees_all`: does
+its first pass see all tokens as they are? Evaluation never comes here: it calls the model itself.
+
+With several processes each has the loss of its own rows, and their mean is what is minimised: a loss that divides by
+anything but the number of predictions has to divide by its mean over the processes (`tid.distributed.mean`).
 """
 
 from typing import Annotated, ClassVar, Literal, NamedTuple
@@ -17,6 +20,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from tid import distributed
 from tid.component import component
 from tid.model import GPT, Decoder
 
@@ -58,6 +62,7 @@ class DropMode:
     """Modes that learn nothing and work with any selector."""
 
     exact_counts: ClassVar = False
+    sees_all: ClassVar = False
 
     def check(self, shape: GPT) -> None:
         """Raise ValueError when the mode cannot work on a model of this shape."""
@@ -171,11 +176,14 @@ class LossMask(DropMode):
     """The token stays an input but is not trained on as a target, as in selective language modelling (Rho-1,
     Lin et al. 2024). The mean is over the targets that are left in the micro-batch."""
 
+    sees_all: ClassVar = True
+
     def loss(self, model: Decoder, batch: Batch, learned: nn.ParameterDict) -> Loss:
         nats = model.nats(model.layers(model.embed(batch.tokens)), batch.targets)
         # the token at position t+1 is the target at t; the last target is no input and is always kept
         kept = torch.cat((batch.keep[:, 1:], torch.ones_like(batch.keep[:, :1])), dim=1)
-        return Loss(torch.where(kept, nats, 0.0).sum() / kept.sum(), nats.detach().mean())
+        count = distributed.mean(kept.sum())  # as if one process had the whole batch
+        return Loss(torch.where(kept, nats, 0.0).sum() / count, nats.detach().mean())
 
 
 @component
@@ -185,6 +193,7 @@ class MaskAux(DropMode):
 
     weight: Annotated[float, Field(gt=0)]
     fill: Literal["zero", "mask_token"]
+    sees_all: ClassVar = True
 
     def parameters(self, width: int) -> dict[str, nn.Parameter]:
         return {"mask_vector": learned_vector(width)} if self.fill == "mask_token" else {}

@@ -1,6 +1,6 @@
 """Token-importance dropout: gather what the scorer needs, score, select. One object per run."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -8,6 +8,7 @@ from torch import Tensor
 
 from tid import randomness
 from tid.model import GPT, Decoder
+from tid.reductions import PADDING
 from tid.schedules import NoDrop, rate_band
 from tid.scorers import Evidence, NoScorer
 
@@ -25,6 +26,11 @@ def check_combination(scorer: Any, selector: Any, mode: Any, schedule: Any, shap
             f"selector {type(selector).__name__} follows one rate for all sequences, but drop_schedule "
             f"{type(schedule).__name__} gives each its own: use selector=lowest, highest or sampled"
         )
+    if cached(scorer) and scorer.needs == "attention" and mode.exact_counts:
+        raise ValueError(
+            f"scorer.source=cached: drop_mode {type(mode).__name__} trains most layers on the kept tokens alone, whose "
+            "attention says nothing of the others: use scorer.source=fresh or another drop_mode"
+        )
     if scorer.needs not in NEEDS:
         raise ValueError(f"scorer {type(scorer).__name__} needs {scorer.needs!r}: wanted one of {', '.join(NEEDS)}")
     mode.check(shape)
@@ -38,6 +44,11 @@ def check_combination(scorer: Any, selector: Any, mode: Any, schedule: Any, shap
             f"drop_mode {type(mode).__name__} gathers a known number of tokens, but selector "
             f"{type(selector).__name__} only approaches the rate: use selector=lowest, highest or sampled"
         )
+
+
+def cached(scorer: Any) -> bool:
+    """Are a scorer's scores those of an epoch ago (tid.score_cache)?"""
+    return getattr(scorer, "source", "fresh") == "cached"
 
 
 def embedding_gradients(model: Decoder, tokens: Tensor, targets: Tensor) -> Tensor:
@@ -102,6 +113,10 @@ class TokenDropout:
         u = randomness.uniform(self.seed, randomness.ROW_RATE, samples, 1)[:, 0].double()
         return torch.lerp(band[0].expand_as(u), band[1].expand_as(u), u)
 
+    def uniform(self, purpose: int, samples: Tensor, length: int) -> Tensor:
+        """The run's random numbers (B, length) in [0, 1) for a purpose: tid.randomness."""
+        return randomness.uniform(self.seed, purpose, samples, length)
+
     def droppable(self, tokens: Tensor) -> Tensor:
         """(B, T) bool: everything but EOT and the first positions."""
         allowed = tokens != self.protected_token
@@ -109,9 +124,11 @@ class TokenDropout:
         return allowed
 
     def compile(self) -> None:
-        """Have torch fuse scoring from logits, and the selection, from here on."""
+        """Have torch fuse scoring from logits, the selection, and what is drawn for them, from here on."""
         self.from_last_layer = torch.compile(self.from_last_layer, dynamic=False)
+        self.from_logits = torch.compile(self.from_logits, dynamic=False)
         self.choose = torch.compile(self.choose, dynamic=False)
+        self.uniform = torch.compile(self.uniform, dynamic=False)
 
     def scores(
         self, model: Decoder, tokens: Tensor, targets: Tensor, samples: Tensor, table: Tensor | None = None
@@ -120,12 +137,11 @@ class TokenDropout:
 
         table: the float32 token embeddings, (V or more, C); without it the model's own.
         """
-        table = model.embed_tokens.weight if table is None else table
-        noise = randomness.uniform(self.seed, randomness.SCORES, samples, tokens.shape[1])
-        e = Evidence(tokens, targets, table[: model.shape.vocab_size], self.counts, noise)
+        e = self.evidence(model, tokens, targets, table)
         needs = self.scorer.needs
         if needs == "logits":
-            return self.logit_scores(model, e)
+            return self.logit_scores(model, e, samples)
+        e.noise = self.uniform(randomness.SCORES, samples, tokens.shape[1])
         if needs == "gradients":
             e.gradients = embedding_gradients(model, tokens, targets)
         elif needs == "attention":
@@ -134,22 +150,33 @@ class TokenDropout:
         with torch.no_grad():
             return self.scorer(e).float()
 
+    def evidence(self, model: Decoder, tokens: Tensor, targets: Tensor, table: Tensor | None = None) -> Evidence:
+        """What is known of a batch before any pass; `table` as in `scores`."""
+        table = model.embed_tokens.weight if table is None else table
+        return Evidence(tokens, targets, table[: model.shape.vocab_size], self.counts, torch.empty(0))
+
     @torch.no_grad()
-    def logit_scores(self, model: Decoder, e: Evidence) -> Tensor:
+    def logit_scores(self, model: Decoder, e: Evidence, samples: Tensor) -> Tensor:
         """Scores (B, T) of a scorer that needs logits, in as many row chunks as keep the logits small."""
         x = model.layers(model.embed(e.tokens))
         row_bytes = 4 * e.tokens.shape[1] * model.shape.vocab_size
         size = max(1, LOGIT_CHUNK_BYTES // row_bytes)
-        per_row = zip(*(t.split(size) for t in (x, e.tokens, e.targets, e.noise)), strict=True)
+        per_row = zip(*(t.split(size) for t in (x, e.tokens, e.targets, samples)), strict=True)
         return torch.cat([
-            self.from_last_layer(model, part, Evidence(tokens, targets, e.embeddings, e.counts, noise))
-            for part, tokens, targets, noise in per_row
+            self.from_last_layer(model, part, replace(e, tokens=tokens, targets=targets), rows)
+            for part, tokens, targets, rows in per_row
         ])  # fmt: skip
 
-    def from_last_layer(self, model: Decoder, x: Tensor, e: Evidence) -> Tensor:
+    def from_last_layer(self, model: Decoder, x: Tensor, e: Evidence, samples: Tensor) -> Tensor:
         """Scores of rows whose last layer's output is x (B, T, C)."""
-        e.logits = model.logits(x).float()
-        return self.scorer(e).float()
+        noise = self.uniform(randomness.SCORES, samples, x.shape[1])  # free when compiled, unless it is used
+        return self.from_logits(model.padded_logits(x), model.shape.vocab_size, replace(e, noise=noise))
+
+    def from_logits(self, padded: Tensor, vocabulary: int, e: Evidence) -> Tensor:
+        """Scores of rows of logits (B, T, rows), of which the first `vocabulary` columns are tokens."""
+        padding = torch.arange(padded.shape[-1], device=padded.device) >= vocabulary
+        padded = padded.float().masked_fill(padding, PADDING)
+        return self.scorer(replace(e, logits=padded[..., :vocabulary], padded_logits=padded)).float()
 
     @torch.no_grad()
     def choose(self, scores: Tensor, tokens: Tensor, band: Tensor, samples: Tensor) -> Choice:

@@ -1,43 +1,33 @@
-"""AdamW for a GPU that waits for nothing: all matrices in one piece of memory, updated by one kernel.
+"""Updates for a GPU that waits for nothing: all matrices in one piece of memory, moved under the next forward pass.
 
-The kernel reads a gradient, a weight and two moments and writes the weight, the moments and the weight's 16-bit copy,
-28 bytes per parameter in all: clipping, unscaling and the cast that autocast would do at every use come for free.
+An update is only noted down when its gradient is known. The next step carries it out on a second stream, part by part
+in the order in which the forward pass needs them: an optimizer is bound by memory, a forward pass is not. Whoever
+reads the weights between two steps calls `settle` first.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
+from tid import distributed
+from tid.adamw import LEAST_QUANTISED, Constants, FloatMoments, LowMoments
+from tid.gradients import Gradients
 from tid.model import Decoder
+from tid.optim import AdamW, AdamW4bit, AdamW8bit, Muon
 from tid.precision import AUTOCAST
 from tid.twin import Twin, matrices_of, split_like, twin_shapes
 from tid.update import Update
 
 
-def adamw_(p, m, v, g, copy, count, lr, factor, skip, decay: float, beta1: float, beta2: float, eps: float) -> None:
-    """One AdamW update (Loshchilov & Hutter 2019) in place, of flat tensors (N,): weights p, moments m and v, gradient
-    g, and copy, None or the weights in 16 bits. `count` is the number of this update, from 1; with `skip` nothing
-    changes. Four arguments are 0-dim tensors so that nothing is compiled into a constant."""
-    g = g.float() * factor
-    new_m, new_v = torch.lerp(m, g, 1 - beta1), torch.lerp(v, g * g, 1 - beta2)
-    step = (new_m / (1 - beta1**count)) / ((new_v / (1 - beta2**count)).sqrt() + eps)
-    new_p = torch.where(skip, p, p * (1 - lr * decay) - lr * step)
-    p.copy_(new_p)
-    m.copy_(torch.where(skip, m, new_m))
-    v.copy_(torch.where(skip, v, new_v))
-    if copy is not None:
-        copy.copy_(new_p)
+class FlatUpdate(Update):
+    """`Update` on flat storage, of which the weights of `model` become views; passes go through twins.
 
-
-def square_sum(x: Tensor) -> Tensor:
-    return x.float().square().sum()
-
-
-class FlatAdamW(Update):
-    """`Update` for optim=adamw on CUDA. The weights of `model` become views of flat storage; passes go through twins.
-
-    Its torch optimizer keeps the state, as views too, but never steps: checkpoints are those of `Update`.
+    The torch optimizers only hold the state, as views too, so checkpoints are those of `Update`.
     """
 
     capturable = True
@@ -46,79 +36,211 @@ class FlatAdamW(Update):
         self, model: Decoder, learned: nn.ParameterDict, optim: Any, precision: str, accumulates: bool, compiled: bool
     ) -> None:
         super().__init__(model, learned, optim, precision)
-        self.optim = optim
-        matrices, self.vectors = matrices_of(model), [p for p in self.parameters if p.ndim == 1]
-        self.flat = flatten(matrices)
-        self.flat_vectors = flatten(self.vectors)
+        fuse = partial(torch.compile, dynamic=False) if compiled else lambda function: function
+        self.kernels = {kind: fuse(kind.update_) for kind in (FloatMoments, LowMoments)}
+        self.constants = Constants(optim.weight_decay, optim.beta1, optim.beta2, optim.eps)
+        self.matrices, self.vectors = matrices_of(model), [p for p in self.parameters if p.ndim == 1]
+        self.flat, self.flat_vectors = flatten(self.matrices), flatten(self.vectors)
         low = AUTOCAST[precision]
         self.copy = self.flat.to(low) if low else None
         storage = self.flat if self.copy is None else self.copy
-        self.compute, self.scoring = Twin(model, storage, trainable=True), Twin(model, storage, trainable=False)
-        shapes = twin_shapes(model)
         # one micro-batch's gradient is as exact as its products, 16 bits; a sum of several needs more
-        self.grad = torch.zeros_like(self.flat if accumulates else storage)
-        self.grads = split_like(self.grad, shapes)
-        self.grad_vectors = torch.zeros_like(self.flat_vectors)
-        self.count = torch.zeros((), device=self.flat.device)
-        self.moments = [torch.zeros_like(self.flat), torch.zeros_like(self.flat)]
-        self.vector_moments = [torch.zeros_like(self.flat_vectors), torch.zeros_like(self.flat_vectors)]
-        self.attach_state(matrices)
-        self.adamw_ = torch.compile(adamw_, dynamic=False) if compiled else adamw_
-        self.square_sum = torch.compile(square_sum, dynamic=False) if compiled else square_sum
+        dtype = torch.float32 if accumulates else storage.dtype
+        self.gradients = Gradients(twin_shapes(model), dtype, storage.device, compiled)
+        self.compute = Twin(model, storage, sink=self.gradients.sink, compiled=compiled)
+        self.scoring = Twin(model, storage, compiled=compiled)
+        self.vector_gradient = torch.zeros_like(self.flat_vectors)
 
-    def attach_state(self, matrices: list[nn.Parameter]) -> None:
-        """Show the flat moments as the torch optimizer's state."""
-        (optimizer,) = self.optimizers
-        for parameters, moments in ((matrices, self.moments), (self.vectors, self.vector_moments)):
-            views = (split_like(moment, [p.shape for p in parameters]) for moment in moments)
-            for p, m, v in zip(parameters, *views, strict=True):
-                optimizer.state[p] = {"step": self.count, "exp_avg": m, "exp_avg_sq": v}
+        device = storage.device
+        self.count = torch.zeros((), device=device)  # updates made
+        self.due_lr, self.due_factor = torch.zeros((), device=device), torch.zeros((), device=device)
+        self.nothing_due = torch.ones((), dtype=torch.bool, device=device)
+        self.vector_moments = FloatMoments(len(self.flat_vectors), device)
 
-    def vector_leaves(self) -> list[Tensor]:
-        """What takes the gradients of `self.vectors`: the twin's norms, and the mode's own parameters themselves."""
-        return [*self.compute.vectors, *self.learned.parameters()]
+    def shared_state(self, optimizer: Optimizer, parameters: list[Tensor], moments: Any) -> None:
+        """Show flat moments as the state of a torch optimizer."""
+        views = moments.views([p.shape for p in parameters])
+        for p, (m, v) in zip(parameters, views, strict=True):
+            optimizer.state[p] = {"step": self.count, "exp_avg": m, "exp_avg_sq": v}
 
-    def backward(self, objective: Tensor, micro: int) -> None:
-        super().backward(objective, micro)
-        with torch.no_grad():
-            leaves = self.compute.matrices
-            collect(self.grads, [p.grad for p in leaves], add=micro > 0)
-            found = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.vector_leaves()]
-            collect(split_like(self.grad_vectors, [p.shape for p in found]), found, add=micro > 0)
-        for p in (*leaves, *self.vector_leaves()):
-            p.grad = None
+    def backward(self, objective: Tensor, micro: int, last: bool = True) -> None:
+        self.gradients.backward(objective * self.scale, last)
+        if last:
+            learned = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.learned.values()]
+            torch.cat([self.gradients.norms(), *learned], out=self.vector_gradient)
+            distributed.sum_([self.vector_gradient])
+            for p in self.learned.values():
+                p.grad = None
 
     def gradient_norm(self) -> Tensor:
-        return (self.square_sum(self.grad) + self.square_sum(self.grad_vectors)).sqrt()
+        vectors = self.vector_gradient.square().sum()
+        return (self.gradients.square_sums.sum() + vectors).sqrt() / self.scale
 
     def move(self, lr: Tensor, factor: Tensor, skip: Tensor) -> None:
-        o = self.optim
-        count = self.count + 1
-        more = (count, lr, factor, skip)
-        self.adamw_(self.flat, *self.moments, self.grad, self.copy, *more, o.weight_decay, o.beta1, o.beta2, o.eps)
-        self.adamw_(
-            self.flat_vectors, *self.vector_moments, self.grad_vectors, None, *more, 0.0, o.beta1, o.beta2, o.eps
-        )
-        self.count.copy_(torch.where(skip, self.count, count))
+        """Note the update down. It is carried out by `begin` or `settle`."""
+        self.due_lr.copy_(lr)
+        self.due_factor.copy_(factor)
+        self.nothing_due.copy_(skip)
+
+    @torch.no_grad()
+    def begin(self) -> None:
+        """Carry out the update that is due, beside what is launched next; the twins wait for the parts they use."""
+        with self.gradients.beside():
+            events = [self.carry_out(part) for part in range(len(self.gradients.parts))]
+            self.count += (~self.nothing_due).float()
+            self.nothing_due.fill_(True)
+        self.compute.ready = self.scoring.ready = events if self.gradients.stream else None
+        self.gradients.begin()
+
+    def carry_out(self, part: int) -> torch.cuda.Event | None:
+        """Update one part of the matrices, with the first the vectors too. Returns the event of its end."""
+        due = (self.count + 1, self.due_lr, self.due_factor, self.nothing_due)
+        if part == 0:
+            vectors = Constants(0.0, self.constants.beta1, self.constants.beta2, self.constants.eps)
+            self.update_(self.flat_vectors, self.vector_gradient, None, self.vector_moments, due, vectors)
+        self.update_part(part, due)
+        return self.gradients.stream.record_event() if self.gradients.stream else None
+
+    def update_(self, p: Tensor, g: Tensor, copy: Tensor | None, moments: Any, due: tuple, c: Constants) -> None:
+        """AdamW's update in place."""
+        bits = (moments.bits,) if isinstance(moments, LowMoments) else ()
+        self.kernels[type(moments)](p, g, copy, *moments.tensors, *due, c, *bits)
+
+    def part_of(self, flat: Tensor | None, part: int) -> Tensor | None:
+        """The part of flat storage (N,) that is gradient part `part`."""
+        return None if flat is None else flat.split([len(p) for p in self.gradients.parts])[part]
+
+    def update_part(self, part: int, due: tuple) -> None:
+        """Carry out the update of the matrices of a part."""
+        raise NotImplementedError
+
+    def settle(self) -> None:
+        self.begin()
+        self.gradients.join()
+        self.compute.ready = self.scoring.ready = None
+
+    @contextmanager
+    def beside(self, *read: Tensor) -> Iterator[None]:
+        with self.gradients.beside():
+            yield
+        self.gradients.hold(*read)
+
+    def table(self) -> Tensor:
+        self.scoring.wait(0)
+        return super().table()
 
     def state_dict(self) -> dict:
+        self.settle()
         state = super().state_dict()
-        (saved,) = state["optimizers"]
-        # torch's own optimizers count in place, so each parameter needs a counter that it shares with none
-        alone = {number: {**of, "step": of["step"].clone()} for number, of in saved["state"].items()}
-        return state | {"optimizers": [{**saved, "state": alone}]}
+        for optimizer in state["optimizers"]:
+            # torch's own optimizers count in place, so each parameter needs a counter that it shares with none
+            counted = {number: of for number, of in optimizer["state"].items() if "step" in of}
+            optimizer["state"] |= {number: of | {"step": of["step"].clone()} for number, of in counted.items()}
+        return state
 
     def load_state_dict(self, state: dict) -> None:
+        shared = [dict(optimizer.state) for optimizer in self.optimizers]
         super().load_state_dict(state)
-        (optimizer,) = self.optimizers
-        loaded = dict(optimizer.state)
-        matrices = matrices_of(self.model)
-        self.attach_state(matrices)
-        for p, found in loaded.items():
-            for name, value in found.items():
-                optimizer.state[p][name].copy_(value)
+        for optimizer, views in zip(self.optimizers, shared, strict=True):
+            loaded = dict(optimizer.state)
+            optimizer.state.update(views)
+            for p, found in loaded.items():
+                for name, value in found.items():
+                    views[p][name].copy_(value)
+        self.nothing_due.fill_(True)
         if self.copy is not None:
             self.copy.copy_(self.flat)
+
+
+class FlatAdamW(FlatUpdate):
+    """AdamW with moments in 32, 8 or 4 bits."""
+
+    def __init__(self, model: Decoder, learned: nn.ParameterDict, optim: Any, *how: Any) -> None:
+        super().__init__(model, learned, optim, *how)
+        (optimizer,) = self.optimizers
+        bits = {AdamW8bit: 8, AdamW4bit: 4}.get(type(optim))
+        self.moments, matrices = [], iter(self.matrices)
+        for part in self.gradients.parts:
+            size = len(part)
+            low = bits and LowMoments(size, part.device, bits, optim.block_size)
+            self.moments.append(low or FloatMoments(size, part.device))
+            inside = []
+            while size:
+                inside.append(next(matrices))
+                size -= inside[-1].numel()
+            self.shared_state(optimizer, inside, self.moments[-1])
+        self.shared_state(optimizer, self.vectors, self.vector_moments)
+
+    @staticmethod
+    def suits(optim: Any, model: Decoder) -> bool:
+        """Can it stand in for the optimizer? torchao keeps small or odd matrices in float32, which it does not."""
+        if type(optim) not in (AdamW8bit, AdamW4bit):
+            return type(optim) is AdamW
+        sizes = [p.numel() for p in matrices_of(model)]
+        return min(sizes) >= LEAST_QUANTISED and not any(size % optim.block_size for size in sizes)
+
+    def update_part(self, part: int, due: tuple) -> None:
+        p, copy = self.part_of(self.flat, part), self.part_of(self.copy, part)
+        self.update_(p, self.gradients.parts[part], copy, self.moments[part], due, self.constants)
+
+
+class FlatMuon(FlatUpdate):
+    """torch's Muon for the matrices of the blocks, captured; AdamW for the embedding and the vectors."""
+
+    def __init__(
+        self, model: Decoder, learned: nn.ParameterDict, optim: Any, precision: str, accumulates: bool, compiled: bool
+    ) -> None:
+        super().__init__(model, learned, optim, precision, True, compiled)  # it wants float32 gradients
+        self.muon, adamw = self.optimizers
+        self.embedding_moments = FloatMoments(self.matrices[0].numel(), self.flat.device)
+        self.shared_state(adamw, self.matrices[:1], self.embedding_moments)
+        self.shared_state(adamw, self.vectors, self.vector_moments)
+        blocks = self.matrices[1:]
+        self.momentum = torch.zeros(sum(p.numel() for p in blocks), device=self.flat.device)
+        shapes = [p.shape for p in blocks]
+        for p, momentum in zip(blocks, split_like(self.momentum, shapes), strict=True):
+            self.muon.state[p] = {"momentum_buffer": momentum}
+        sizes = [self.matrices[0].numel(), len(self.momentum)]
+        self.block_gradients = split_like(self.gradients.flat.split(sizes)[1], shapes)
+        self.embedding, self.block_weights = self.flat.split(sizes)
+        self.copies = (None, None) if self.copy is None else self.copy.split(sizes)
+
+    @staticmethod
+    def suits(optim: Any, model: Decoder) -> bool:
+        return type(optim) is Muon
+
+    def update_part(self, part: int, due: tuple) -> None:
+        if part == 0:
+            arguments = (self.gradients.parts[0], self.copies[0], self.embedding_moments, due, self.constants)
+            self.update_(self.embedding, *arguments)
+        elif part == 1:  # all blocks at once
+            self.orthogonal_update(*due[1:])
+
+    def orthogonal_update(self, lr: Tensor, factor: Tensor, skip: Tensor) -> None:
+        """Muon's step. Its learning rate and decay are numbers of the host's, so it steps from zero at rate 1: what it
+        leaves is minus the update, which does not depend on the weights."""
+        before, momentum = self.block_weights.clone(), self.momentum.clone()
+        (group,) = self.muon.param_groups
+        for p, gradient in zip(self.matrices[1:], self.block_gradients, strict=True):
+            gradient.copy_(torch.where(skip, 0.0, gradient * factor))
+            p.grad = gradient
+        self.block_weights.zero_()
+        kept = {name: group[name] for name in ("lr", "weight_decay")}
+        group.update(lr=1.0, weight_decay=0.0)
+        self.muon.step()
+        group.update(kept)
+        for p in self.matrices[1:]:
+            p.grad = None
+        moved = before * (1 - lr * self.constants.decay) + lr * self.block_weights
+        self.block_weights.copy_(torch.where(skip, before, moved))
+        self.momentum.copy_(torch.where(skip, momentum, self.momentum))
+        if self.copies[1] is not None:
+            self.copies[1].copy_(self.block_weights)
+
+
+def flat_update(optim: Any, model: Decoder) -> type[FlatUpdate] | None:
+    """The flat update that stands in for the optimizer, None for one that nobody knows here."""
+    return next((kind for kind in (FlatAdamW, FlatMuon) if kind.suits(optim, model)), None)
 
 
 def flatten(parameters: list[nn.Parameter]) -> Tensor:
@@ -127,11 +249,3 @@ def flatten(parameters: list[nn.Parameter]) -> Tensor:
     for p, view in zip(parameters, split_like(flat, [p.shape for p in parameters]), strict=True):
         p.data = view
     return flat
-
-
-def collect(into: list[Tensor], grads: list[Tensor], add: bool) -> None:
-    """Copy gradients to where they are summed, or add them."""
-    if add:
-        torch._foreach_add_(into, [g.to(i.dtype) for g, i in zip(grads, into, strict=True)])
-    else:
-        torch._foreach_copy_(into, grads)

@@ -30,7 +30,9 @@ HISTOGRAM_BINS = 64
 # Charts are grouped by what stands before the slash. A key that is not here keeps its name.
 CHARTS = {
     "train_loss": "train/loss", "val_loss": "val/loss", "val_perplexity": "val/perplexity",
-    "val_bpc": "val/bpc", "val_bpb": "val/bpb", "drop_rate_scheduled": "drop/rate_scheduled",
+    "val_bpc": "val/bpc", "val_bpb": "val/bpb", "val_select_loss": "val/select_loss",
+    "val_report_loss": "val/report_loss", "val_report_bpc": "val/report_bpc", "val_report_bpb": "val/report_bpb",
+    "drop_rate_scheduled": "drop/rate_scheduled",
     "drop_rate_realised": "drop/rate_realised", "nonfinite_score_rows": "drop/nonfinite_score_rows",
     "lr": "optim/lr", "grad_norm": "optim/grad_norm", "step_ms": "speed/step_ms",
     "score_ms": "speed/score_ms", "tokens_per_second": "speed/tokens_per_second",

@@ -1,8 +1,10 @@
 """A training job: from a checked configuration to a finished run in its folder."""
 
+import contextlib
 import functools
-import json
+import re
 import time
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -10,20 +12,23 @@ import numpy as np
 import torch
 from omegaconf import OmegaConf
 
-from tid import checkpoint
-from tid.config import ConfigError, RunConfig, doubts, is_baseline, run_hash, run_slug, snake_case
+from tid import checkpoint, distributed
+from tid.config import ConfigError, RunConfig, doubts, dropping_names, is_baseline, run_hash, run_slug
 from tid.data import Corpus, load_corpus
 from tid.data.batches import Batches
 from tid.data.tokenizer import EOT
-from tid.device import choose_device, choose_precision, refuse_hopeless, set_up
+from tid.device import choose_device, choose_precision, refuse_hopeless, set_up, where
 from tid.diagnostics import probe
 from tid.dropout import TokenDropout, check_combination
-from tid.handle import RunInfo
+from tid.handle import Handle, RunInfo
 from tid.llama import load_weights, pinned, refuse_mismatch
-from tid.logs import RunLock, RunLog, read_status, say, write_csv, write_json, write_status, write_text
+from tid.lock import RunLock
+from tid.logs import NoLog, RunLog, read_status, say, write_csv, write_json, write_status, write_text
 from tid.loop import Preempted, Run, fit, resume
+from tid.peers import Alone, together
 from tid.pin import split_pin
-from tid.revision import git_sha
+from tid.records import is_done, record_failure, record_from_thread, refuse_other_text, say_done, text_of
+from tid.revision import continued, in_words
 from tid.step import TrainStep
 from tid.summary import device_name, summarise
 from tid.validation import Validation
@@ -35,72 +40,73 @@ def train(config: dict, settings: RunConfig, parts: dict, overrides: list[str]) 
     config: resolved, as plain Python; settings: the same, checked; parts: every component by its group; overrides:
     the command line's settings, for the commands that messages suggest. Raises ConfigError for what the user can
     correct and SystemExit(128 + signal) after a stop by a signal.
+
+    Under torchrun each process comes here. All read the run's folder; the leader alone writes and speaks.
     """
     started = time.perf_counter()
     config = pinned(config)
     folder = Path(settings.output_dir) / settings.name / f"{run_slug(config)}-{run_hash(config)}"
-    if is_done(folder):
-        corpus = load_corpus(parts["data"], settings.data_dir, settings.tokenizer_dir)
-        say_done(folder, corpus)
-        return folder
-    refuse_nonsense(settings, parts)
-    for doubt in doubts(config):
-        say(f"warning: {doubt}")
-    device = choose_device(settings.device)
-    step_tokens = settings.context * settings.batch_size * settings.accumulate_steps
-    step_flops = parts["model"].flops_per_token(settings.context) * step_tokens
-    refuse_hopeless(settings.device, device, step_flops, settings.total_steps, overrides)
-    set_up(device)
-    corpus = load_corpus(parts["data"], settings.data_dir, settings.tokenizer_dir)
-    with RunLock(folder):
-        if is_done(folder):  # by another process, a moment ago
-            say_done(folder, corpus)
+    load = functools.partial(load_corpus, parts["data"], settings.data_dir, settings.tokenizer_dir)
+    with together() as peers:
+        if peers.agree(is_done, folder):
+            if peers.leads:
+                say_done(folder, load())
             return folder
-        state, complaints = checkpoint.load_newest(folder / "checkpoints")
-        if state:
-            refuse_other_text(state["run"]["data"], corpus, folder)
-        with RunLog(folder, resume_step=state["run"]["done"] if state else None) as log:
-            for complaint in complaints:
-                log.say(f"warning: {complaint}; resuming from the newest intact checkpoint")
-            try:
-                write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
-                run = assemble(config, settings, parts, corpus, device, folder, log)
-                carry_out(run, state, parts["tracker"], started)
-            except BaseException as error:
-                record_failure(folder, error)
-                if isinstance(error, Preempted):
-                    log.say(str(error))
-                    raise SystemExit(128 + error.signal) from None
-                raise
+        device = make_ready(config, settings, parts, overrides, peers)
+        corpus = peers.first(load)
+        with RunLock(folder) if peers.leads else contextlib.nullcontext():
+            if not peers.agree(is_done, folder):
+                train_in(folder, config, settings, parts, corpus, device, peers, started)
+            elif peers.leads:  # by another process, a moment ago
+                say_done(folder, corpus)
     return folder
 
 
-def is_done(folder: Path) -> bool:
-    """Has the run in `folder` ended well?"""
-    return (read_status(folder) or {}).get("state") == "done"
+def make_ready(config: dict, settings: RunConfig, parts: dict, overrides: list[str], peers: Alone) -> torch.device:
+    """Refuse what cannot work or would take for ever, and return the device, set up and connected to the others'."""
+    refuse_nonsense(settings, parts)
+    device = choose_device(settings.device)
+    if peers.leads:
+        for doubt in doubts(config):
+            say(f"warning: {doubt}")
+        step_tokens = settings.context * settings.batch_size * settings.accumulate_steps
+        step_flops = parts["model"].flops_per_token(settings.context) * step_tokens
+        refuse_hopeless(settings.device, device, step_flops, settings.total_steps, overrides)
+    set_up(device)
+    peers.connect(device)
+    return device
 
 
-def say_done(folder: Path, corpus: Corpus) -> None:
-    """Tell that the run has ended. Raises ConfigError when it was another text's."""
-    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    refuse_other_text(summary["data"], corpus, folder)
-    say(f"done already: {folder}\nDelete that folder to run it again, or change the seed or any other setting.")
-
-
-def text_of(corpus: Corpus) -> dict:
-    """Which text it is: its folder's name and the sha256 of both parts."""
-    sums = {name: facts["sha256"] for name, facts in corpus.manifest["files"].items()}
-    return {"text": Path(corpus.manifest["folder"]).name} | sums
-
-
-def refuse_other_text(trained_on: dict, corpus: Corpus, folder: Path) -> None:
-    """Raise ConfigError when the run in `folder` was trained on another text than the settings now lead to."""
-    changed = [name for name, found in text_of(corpus).items() if name != "text" and trained_on[name] != found]
-    if changed:
-        raise ConfigError(
-            f"{folder}: this run was made with another text: {' and '.join(changed)} changed since.\n"
-            "Give the new text another path, or the run another name, or delete the folder to start it again."
-        )
+def train_in(
+    folder: Path, config: dict, settings: RunConfig, parts: dict, corpus: Corpus, device: torch.device, peers: Alone,
+    started: float,
+) -> None:  # fmt: skip
+    """Train, from the newest checkpoint in `folder` if there is one, and record there how it ends."""
+    state, complaints = checkpoint.load_newest(folder / "checkpoints")
+    if state:
+        refuse_other_text(state["run"]["data"], corpus, folder)
+    resume_step = state["run"]["done"] if state else None
+    with RunLog(folder, resume_step) if peers.leads else NoLog() as log:
+        for complaint in complaints:
+            log.say(f"warning: {complaint}; resuming from the newest intact checkpoint")
+        try:
+            if peers.leads:
+                write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
+                peers.on_failure = functools.partial(record_from_thread, folder, log)
+            run = assemble(config, settings, parts, corpus, device, folder, log, peers)
+            carry_out(run, state, parts["tracker"], started)
+            run.step.release()
+        except BaseException as error:
+            cause = peers.cause(error)
+            if peers.leads:
+                record_failure(folder, cause or error)
+            if isinstance(error, Preempted):
+                log.say(str(error))
+                run.step.release()
+                raise SystemExit(128 + error.signal) from None
+            if cause:
+                raise cause from None
+            raise
 
 
 def refuse_nonsense(settings: RunConfig, parts: dict) -> None:
@@ -115,8 +121,9 @@ def refuse_nonsense(settings: RunConfig, parts: dict) -> None:
 
 
 def assemble(
-    config: dict, settings: RunConfig, parts: dict, corpus: Corpus, device: torch.device, folder: Path, log: RunLog
-) -> Run:
+    config: dict, settings: RunConfig, parts: dict, corpus: Corpus, device: torch.device, folder: Path,
+    log: RunLog | NoLog, peers: Alone,
+) -> Run:  # fmt: skip
     """The run at step 0, its model initialised and its data on the device."""
     how = {
         "precision": choose_precision(settings.precision, device),
@@ -126,6 +133,7 @@ def assemble(
         training_step(settings, parts, corpus, device, **how),
         validation(settings, corpus, device, **how),
         log=log,
+        peers=peers,
         folder=folder,
         config=config,
         data=text_of(corpus),
@@ -138,7 +146,7 @@ def assemble(
         probe=probe(
             settings.diagnostics, corpus, context=settings.context, batch_size=settings.batch_size,
             precision=how["precision"], drops=not is_baseline(config),
-        ),
+        ) if peers.leads else None,
     )  # fmt: skip
 
 
@@ -196,13 +204,22 @@ def carry_out(run: Run, state: dict | None, tracker: Any, started: float) -> Non
     """Start or resume the run, train to the end, write the summary."""
     if state:
         resume(run, state)
-    write_status(run.folder, "running", step=run.done, total_steps=run.total_steps, code=git_sha())
+    distributed.assert_same(identity(run), run.step.device)
+    if not run.peers.leads:
+        run.tracker = Handle(tracked(run))
+        fit(run)
+        return
+    code = continued(read_status(run.folder) if state else None)
+    if "+" in code["source"]:
+        run.log.say(f"warning: this run was begun by other code, and is of both: {in_words(code)}")
+    what = code | where(run.step.device)
+    write_status(run.folder, "running", step=run.done, total_steps=run.total_steps, **what)
     introduce(run)
     with tracker.start(tracked(run)) as run.tracker:
         start_seconds = time.perf_counter() - started
         fit(run)
-        summary = summarise(run, run_hash=run_hash(run.config), start_seconds=start_seconds)
-        run.tracker.summary(flat(summary))
+        summary = summarise(run, run_hash=run_hash(run.config), start_seconds=start_seconds) | code
+        run.tracker.summary(flat(summary) | {"state": "pruned" if run.stopped else "done"})
     if run.stopped:
         write_status(run.folder, "pruned", reason=run.stopped, step=run.done, total_steps=run.total_steps)
         run.log.say(f"pruned at step {run.done}: {run.stopped}")
@@ -228,16 +245,17 @@ def write_documents(run: Run) -> None:
 
 def tracked(run: Run) -> RunInfo:
     """How the trackers know this run; the id follows from what determines its result, so a resumed run keeps it."""
-    name = run.config["name"]
-    targets = [run.config[group]["_target_"] for group in ("scorer", "drop_mode", "drop_schedule")]
+    name, title = run.config["name"], run.config["label"] or run_slug(run.config)
+    names = dropping_names(run.config)
+    configuration = re.sub(r"[ -]seed=?\d+$", "", title)  # what its seeds have in common
     return RunInfo(
-        name=run.config["label"] or run_slug(run.config),
+        name=title,
         group=name,
         notes=run.config["question"],
         job_type="baseline" if is_baseline(run.config) else "dropout",
-        tags=tuple(snake_case(t.rpartition(".")[2]) for t in targets),
+        tags=tuple(dict.fromkeys(names.values())),
         run_id=f"{name}-{run_hash(run.config)}".replace("/", "-"),
-        config=run.config,
+        config=run.config | {"dropping": names | {"configuration": configuration}},
         folder=run.folder,
         resumed=run.done > 0,
         say=run.log.say,
@@ -263,8 +281,8 @@ def introduce(run: Run) -> None:
     run.log.say(f"drops {dropping}; {f'resumes at step {run.done}' if run.done else 'starts'} in {run.folder}")
 
 
-def record_failure(folder: Path, error: BaseException) -> None:
-    """status.json after anything but success."""
-    stopped = isinstance(error, Preempted | KeyboardInterrupt | SystemExit)
-    reason = str(error) or type(error).__name__
-    write_status(folder, "preempted" if stopped else "failed", reason=reason)
+def identity(run: Run) -> dict[str, int]:
+    """What all processes of a run must have in common."""
+    words = {"configuration": run_hash(run.config), "text": run.data["train.jsonl"], "precision": run.step.precision}
+    numbers = {name: zlib.crc32(word.encode()) for name, word in words.items()}
+    return numbers | {"step": run.done, "weights": distributed.checksum(run.step.model.state_dict().values())}

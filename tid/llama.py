@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tid.config import ConfigError
 from tid.model import GPT, Decoder
-from tid.pin import PIN, WEIGHTS, split_pin, weights_sha256
+from tid.pin import WEIGHTS, pin, split_pin, weights_sha256
 
 CONFIG = "config.json"
 HEAD = "lm_head.weight"  # left out when it is tied; some writers store it all the same
@@ -146,16 +146,12 @@ def pinned(config: dict) -> dict:
     Raises LlamaError when there are no weights.
     """
     init_from = config["model"].get("init_from")
-    if not init_from:
-        return config
-    folder, _ = split_pin(init_from)
-    digest = weights_sha256(init_from)
-    if digest is None:
+    if init_from and weights_sha256(init_from) is None:
         raise LlamaError(
-            f"model.init_from: wanted a folder with {CONFIG} and {WEIGHTS}, got {folder}; python -m tid.export makes "
-            "one of a run"
+            f"model.init_from: wanted a folder with {CONFIG} and {WEIGHTS}, got {split_pin(init_from)[0]}; python -m "
+            "tid.export makes one of a run"
         )
-    return config | {"model": config["model"] | {"init_from": f"{folder}{PIN}{digest}"}}
+    return pin(config)
 
 
 def refuse_mismatch(shape: GPT) -> None:
@@ -163,7 +159,10 @@ def refuse_mismatch(shape: GPT) -> None:
     differs, and holds the weights of the checksum, if there is one. Reads no weights but to check that."""
     folder, digest = split_pin(shape.init_from)
     if digest and (now := weights_sha256(str(folder))) not in (digest, None):
-        raise LlamaError(f"model.init_from: {folder} had weights with sha256 {digest} and now has {now}")
+        raise LlamaError(
+            f"model.init_from: {folder} had weights with sha256 {digest} and now has {now}; put the first ones back, "
+            "or give the folder anew, without its checksum, to start from these"
+        )
     theirs, _ = shape_of(folder)
     pairs = {field: (getattr(theirs, field), getattr(shape, field)) for field in FIELDS}
     wrong = [f"  model.{f}: {folder} has {a}, the configuration {b}" for f, (a, b) in pairs.items() if a != b]

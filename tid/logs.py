@@ -1,4 +1,4 @@
-"""What a run leaves in its folder: metrics, console lines, status, and the lock that keeps others out.
+"""What a run leaves in its folder: metrics, console lines and status.
 
 Numbers that are not finite: JSON has no word for them, so JSON files hold null, and metrics.csv holds nan.
 A key that a row does not have is absent from its JSON and an empty cell in the CSV.
@@ -19,10 +19,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from tqdm import tqdm
-
-from tid.config import ConfigError
 
 METRICS, CSV, CONSOLE, STATUS = "logs/metrics.jsonl", "logs/metrics.csv", "logs/train.log", "status.json"
 STATES = ("running", "done", "failed", "preempted", "pruned")
@@ -33,10 +30,6 @@ COLUMNS = (
     "drop_rate_scheduled", "drop_rate_realised", "lr", "grad_norm", "step_ms", "score_ms",
     "tokens_per_second", "memory_mib", "seconds",
 )  # fmt: skip
-
-
-class RunLocked(ConfigError):
-    """Another process is training in this folder."""
 
 
 # ------------------------------------------------------------------------------------------------ files
@@ -130,37 +123,6 @@ def write_status(folder: Path, state: str, **info: Any) -> None:
     write_json(folder / STATUS, kept | {"state": state, "reason": None} | process | info)
 
 
-class RunLock:
-    """``with RunLock(folder)``: at most one process trains in a run's folder. The operating system drops the
-    lock when its process dies, however it dies. Raises RunLocked, naming the process that holds it."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.owner = folder / ".owner.json"
-        self.lock = FileLock(folder / ".lock")
-
-    def __enter__(self) -> "RunLock":
-        self.folder.mkdir(parents=True, exist_ok=True)
-        try:
-            self.lock.acquire(timeout=0)
-        except Timeout:
-            raise RunLocked(self.refusal()) from None
-        write_json(self.owner, {"pid": os.getpid(), "host": socket.gethostname(), "since": now()})
-        return self
-
-    def refusal(self) -> str:
-        try:
-            owner = json.loads(self.owner.read_text(encoding="utf-8"))
-            who = f"process {owner['pid']} on {owner['host']} has been training in it since {owner['since']}"
-        except (OSError, ValueError, KeyError, TypeError):  # its process is just starting or just ending
-            who = "another process is training in it"
-        return f"{self.folder}: {who}.\nWait for it, stop it, or change the name, the seed or any setting."
-
-    def __exit__(self, *exception: object) -> None:
-        self.owner.unlink(missing_ok=True)
-        self.lock.release()
-
-
 # ---------------------------------------------------------------------------------------------- metrics
 
 
@@ -234,6 +196,21 @@ class RunLog:
             self.note("".join(traceback.format_exception(error)))
 
 
+class NoLog:
+    """`RunLog` of a process that leaves the logs to another."""
+
+    def write(self, row: dict[str, float]) -> None: ...
+
+    def say(self, text: str) -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+    def __enter__(self) -> "NoLog":
+        return self
+
+    def __exit__(self, *exception: object) -> None: ...
+
+
 def say(text: str) -> None:
     """Show `text` on stderr, above a progress line if there is one. A terminal that is gone ends no run."""
     with contextlib.suppress(OSError, ValueError):
@@ -244,7 +221,7 @@ class Progress:
     """The live line: how far, how fast, how long still, and the newest loss and drop rate.
 
     On a terminal a bar. Elsewhere a plain line at every twentieth of the way, and after 30 seconds without
-    one. With `log` the plain lines also go to its train.log, on a terminal too.
+    one. With `log` the plain lines also go to its train.log, on a terminal too; with a `NoLog` it shows nothing.
     """
 
     PLAIN_SECONDS = 30
@@ -256,7 +233,7 @@ class Progress:
         self.started = self.spoken = time.monotonic()
         self.twentieth = 20 * start_step // total_steps
         self.bar = None
-        if sys.stderr and sys.stderr.isatty():
+        if sys.stderr and sys.stderr.isatty() and not isinstance(log, NoLog):
             known = os.get_terminal_size(sys.stderr.fileno()).columns > 0
             size = {"dynamic_ncols": True} if known else {"ncols": 80, "nrows": 20}  # tqdm would show nothing
             bar = {"total": total_steps, "initial": start_step, "unit": "step", "bar_format": self.BAR}

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from tid import checkpoint
-from tid.logs import Progress, RunLog, write_status
+from tid.logs import NoLog, Progress, RunLog, write_status
+from tid.peers import Alone
 from tid.signals import StopRequest
 from tid.step import COLUMNS, TrainStep
 from tid.timing import Stopwatch
@@ -42,7 +43,7 @@ class Run:
 
     step: TrainStep
     validation: Validation
-    log: RunLog
+    log: RunLog | NoLog
     folder: Path
     config: dict
     data: dict  # what the text is: label and sha256 of both parts
@@ -52,6 +53,7 @@ class Run:
     eval_every: int
     checkpoint_every: int
     should_stop: Callable[[dict], str | None] = lambda row: None  # asked after every evaluation: why, if it should
+    peers: Alone = field(default_factory=Alone)  # the processes that train it together
     stopped: str | None = None  # why it was stopped early
     tracker: Any = None  # a handle of tid.tracking
     probe: Any = None  # figures about what is dropped, of tid.diagnostics
@@ -75,7 +77,8 @@ class Run:
 def fit(run: Run) -> None:
     """Train until `total_steps`, from where `run.done` stands (see `resume`).
 
-    Raises NonFiniteLoss, and Preempted on SIGINT or SIGTERM after saving: at most one step is finished first.
+    Raises NonFiniteLoss, and Preempted on SIGINT or SIGTERM after saving: at most one step is finished first, by
+    several processes the few that it takes to agree on one. Each of them comes here, and only the leader writes.
     """
     step, watch = run.step, Stopwatch(run.step.device)
     started = time.perf_counter() - run.seconds
@@ -88,7 +91,8 @@ def fit(run: Run) -> None:
 
             log_due = run.done % run.log_every == 0 or run.done == run.total_steps
             eval_due = run.done % run.eval_every == 0 or run.done == run.total_steps
-            save_due = eval_due or run.done % run.checkpoint_every == 0 or stop.signal
+            stop_due = run.peers.stopping(stop.signal, run.done)
+            save_due = eval_due or run.done % run.checkpoint_every == 0 or stop_due
             if log_due or save_due or step.device.type == "cpu":  # reading bad_step waits for a GPU
                 stop_if_broken(run)
             if log_due or eval_due:
@@ -103,12 +107,12 @@ def fit(run: Run) -> None:
                                 val_loss=row.get("val_loss"))  # fmt: skip
             if run.probe and run.done % run.probe.every == 0:
                 started += run.probe(run)
-            if save_due:
+            if save_due and run.peers.leads:
                 run.seconds = time.perf_counter() - started
                 save(run)
-            if stop.signal and run.done < run.total_steps:
-                raise Preempted(stop.signal, run.done)
-            if eval_due and run.done < run.total_steps and (why := run.should_stop(row)):
+            if stop_due and run.done < run.total_steps:
+                raise Preempted(stop_due, run.done)
+            if eval_due and run.done < run.total_steps and (why := run.peers.agree(run.should_stop, row)):
                 run.stopped = why
                 return
 
@@ -141,6 +145,7 @@ def train_row(run: Run, step_ms: list[float]) -> dict[str, float]:
         "drop_rate_scheduled": float(step.host_bands[run.logged : run.done].mean()),
         "drop_rate_realised": dropped / droppable if droppable else 0.0,
         "nonfinite_score_rows": bad_rows,
+        **cache_figures(step, columns),
         "lr": step.optim.lr_at(run.done - 1, run.total_steps),
         "grad_norm": float(columns["grad_norm"].mean()),
         "step_ms": millis,
@@ -153,6 +158,16 @@ def train_row(run: Run, step_ms: list[float]) -> dict[str, float]:
     return row
 
 
+def cache_figures(step: TrainStep, columns: dict) -> dict[str, float]:
+    """With scorer.source=cached: mean age in steps of the scores that decided, and the share of tokens without one."""
+    if not step.cache:
+        return {}
+    where = columns["dropped"] > 0
+    droppable, unscored = float(columns["droppable"][where].sum()), float(columns["unscored"][where].sum())
+    ages, scored = float(columns["score_ages"][where].sum()), droppable - unscored
+    return {"score_age_steps": ages / scored if scored else 0.0, "unscored_share": unscored / max(1.0, droppable)}
+
+
 def peak_memory_mib(device: torch.device) -> float:
     """Most memory held so far in MiB: the allocator's on a GPU, the process's on a CPU."""
     if device.type == "cuda":
@@ -162,7 +177,7 @@ def peak_memory_mib(device: torch.device) -> float:
 
 def evaluate(run: Run) -> dict[str, float]:
     """Full validation: figures for the metrics row; remembers the best, logs what was dropped to the tracker."""
-    nats = run.validation.nats(run.step.updating.scoring)
+    nats = run.validation.nats(run.step.trained)
     figures = run.validation.figures(nats)
     select, report = run.validation.halves(nats)
     if not math.isfinite(figures.loss):
@@ -176,7 +191,8 @@ def evaluate(run: Run) -> dict[str, float]:
         run.tracker.log_histogram("scores", run.step.last_scores.float().cpu().numpy(), run.done)
         for name, rows in drop_tables(run).items():
             run.tracker.log_table(name, ["token", "seen", "drop_rate"], rows, run.done)
-    return figures.row("val")
+    halves = {"val_select_loss": select.loss} | report.row("val_report")
+    return figures.row("val") | {name: value for name, value in halves.items() if name != "val_report_perplexity"}
 
 
 def drop_tables(run: Run) -> dict[str, list[list]]:

@@ -5,7 +5,7 @@ unchanged (`tests/test_model.py` holds the logits of both together).
 """
 
 import math
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
@@ -96,6 +96,8 @@ def matrix(inputs: int, outputs: int) -> nn.Linear:
 class Attention(nn.Module):
     """Causal multi-head self-attention with rotary positions."""
 
+    watch: Any = None  # see Decoder.observe
+
     def __init__(self, shape: GPT) -> None:
         super().__init__()
         self.num_heads = shape.num_heads
@@ -113,6 +115,8 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, rope: Rope, visible: Tensor | None) -> Tensor:
         """x (B, T, C) → (B, T, C). `visible` (B, 1, T, T) replaces the causal mask; True = may attend."""
         q, k, v = self.queries_keys_values(x, rope)
+        if self.watch:
+            self.watch.attention(attention_received, q, k, visible)
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, is_causal=visible is None)
         return self.o_proj(y.transpose(1, 2).flatten(2))
 
@@ -122,16 +126,27 @@ class Attention(nn.Module):
         return self.o_proj(y.transpose(1, 2).flatten(2)), weights.mean(dim=1).sum(dim=1)
 
 
-def explicit_attention(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """Causal attention that shows its weights: (B, H, T, head_size) each → output and weights (B, H, T, T).
+def attention_weights(q: Tensor, k: Tensor, visible: Tensor | None = None) -> Tensor:
+    """Causal attention's weights (B, H, T, T) float32 of q and k (B, H, T, head_size): SDPA returns none.
 
-    The weights are float32: SDPA returns none. Memory is B·H·T² floats, 6 MiB a layer at the reference shape.
+    `visible` as in Attention.forward. Memory is B·H·T² floats, 6 MiB a layer at the reference shape.
     """
     length = q.shape[2]
     logits = (q @ k.transpose(-2, -1)).float() / math.sqrt(q.shape[-1])
-    future = torch.ones(length, length, dtype=torch.bool, device=q.device).triu(1)
-    weights = logits.masked_fill(future, -torch.inf).softmax(dim=-1)
+    if visible is None:
+        visible = torch.ones(length, length, dtype=torch.bool, device=q.device).tril()
+    return logits.masked_fill(~visible, -torch.inf).softmax(dim=-1)
+
+
+def explicit_attention(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Causal attention that shows its weights: (B, H, T, head_size) each → output and weights (B, H, T, T)."""
+    weights = attention_weights(q, k)
     return weights.to(v.dtype) @ v, weights
+
+
+def attention_received(q: Tensor, k: Tensor, visible: Tensor | None = None) -> Tensor:
+    """What each token receives from all queries, averaged over heads: (B, T) float32."""
+    return attention_weights(q, k, visible).mean(dim=1).sum(dim=1)
 
 
 class MLP(nn.Module):
@@ -160,6 +175,10 @@ class Block(nn.Module):
     def forward(self, x: Tensor, rope: Rope, visible: Tensor | None = None) -> Tensor:
         x = x + self.self_attn(self.input_layernorm(x), rope, visible)
         return x + self.mlp(self.post_attention_layernorm(x))
+
+    def observe(self, watch: Any) -> None:
+        """As Decoder.observe."""
+        self.self_attn.watch = watch
 
     def with_mass(self, x: Tensor, rope: Rope) -> tuple[Tensor, Tensor]:
         """As `forward`, and the attention that each token receives, (B, T) float32."""
@@ -210,6 +229,14 @@ class Decoder(nn.Module):
             self.ropes[key] = rope_table(length, head_size, self.shape.rope_theta, key[1])
         return self.ropes[key]
 
+    watch: Any = None
+
+    def observe(self, watch: Any) -> None:
+        """Have `watch` (tid.score_cache.Watch) see what the passes from here on compute; None: nobody."""
+        self.watch = watch
+        for block in self.blocks:
+            block.observe(watch)
+
     def embed(self, tokens: Tensor) -> Tensor:
         """Token embeddings: (B, T) int64 → (B, T, C) float32."""
         return self.embed_tokens(tokens).float()
@@ -224,6 +251,8 @@ class Decoder(nn.Module):
     ) -> Tensor:
         """Blocks `first` … `last`-1 on x (B, T, C). `rope` gives other positions than 0 … T-1, (B, 1, T, head_size)."""
         rope = self.rope(x.shape[1]) if rope is None else rope
+        if self.watch and not first:
+            self.watch.inputs(x)
         for block in self.blocks[first:last]:
             x = block(x, rope, visible)
         return x
@@ -239,11 +268,18 @@ class Decoder(nn.Module):
 
     def logits(self, x: Tensor) -> Tensor:
         """Last layer's output (B, T, C) → next-token logits (B, T, vocab_size); padding is cut off."""
-        return F.linear(self.norm(x), self.embed_tokens.weight)[..., : self.shape.vocab_size]
+        return self.padded_logits(x)[..., : self.shape.vocab_size]
+
+    def padded_logits(self, x: Tensor) -> Tensor:
+        """Last layer's output (B, T, C) → logits (B, T, rows of the embedding); those of padding mean nothing."""
+        return F.linear(self.norm(x), self.embed_tokens.weight)
 
     def nats(self, x: Tensor, targets: Tensor) -> Tensor:
         """Last layer's output (B, T, C) and targets (B, T) int64 → cross-entropy of each prediction, (B, T) float32."""
-        return token_nats(self.logits(x), targets)
+        padded = self.padded_logits(x)
+        if self.watch:
+            self.watch.logits(padded, self.shape.vocab_size)
+        return token_nats(padded[..., : self.shape.vocab_size], targets)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Tokens (B, T) int64 → logits (B, T, vocab_size)."""

@@ -27,6 +27,15 @@ def weights_sha256(init_from: str) -> str | None:
     return _sha256(folder / WEIGHTS, stat.st_size, stat.st_mtime_ns)
 
 
+def pin(config: dict) -> dict:
+    """A run's configuration with the checksum of the weights that it starts from, if there are such."""
+    init_from = config["model"].get("init_from")
+    digest = weights_sha256(init_from) if init_from else None
+    if digest is None:
+        return config
+    return config | {"model": config["model"] | {"init_from": f"{split_pin(init_from)[0]}{PIN}{digest}"}}
+
+
 @functools.lru_cache(maxsize=16)
 def _sha256(path: Path, size: int, mtime_ns: int) -> str:
     """Of the file; size and time only tell the cache whether it is still the same file."""

@@ -17,6 +17,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from tid import reductions
 from tid.component import component
 
 Of = Literal["predicted", "predicting"]
@@ -34,6 +35,12 @@ class Evidence:
     logits: Tensor | None = None  # (B, T, V) float32; needs = "logits"
     attention: Tensor | None = None  # (L, B, T) float32, mass each key receives; needs = "attention"
     gradients: Tensor | None = None  # (B, T, C) float32, of the summed loss; needs = "gradients"
+    padded_logits: Tensor | None = None  # logits with more columns, of probability 0: quicker to sum over on a GPU
+
+    @property
+    def summable(self) -> Tensor:
+        """The logits, or the padded ones where there are any: (B, T, V or more), for sums over the vocabulary."""
+        return self.logits if self.padded_logits is None else self.padded_logits
 
 
 def of_token(at_prediction: Tensor, of: Of) -> Tensor:
@@ -48,7 +55,21 @@ def of_token(at_prediction: Tensor, of: Of) -> Tensor:
 
 
 @component
-class Entropy:
+class FromPass:
+    """What scorers that need a pass of the model share. source: fresh runs one before the step, on the weights as they
+    are; cached takes the score from the pass that trained on the token an epoch ago (tid.score_cache)."""
+
+    source: Literal["fresh", "cached"]
+
+    @property
+    def about_prediction(self) -> bool:
+        """Is the score of a token one of its own prediction, from the tokens before it? Then it is known of a token
+        that was dropped, too."""
+        return getattr(self, "of", None) == "predicted"
+
+
+@component
+class Entropy(FromPass):
     """Shannon entropy in nats of the predictive distribution; EntroDrop (arXiv 2512.23422) with of=predicted."""
 
     of: Of
@@ -56,12 +77,11 @@ class Entropy:
     uses_labels: ClassVar = False
 
     def __call__(self, e: Evidence) -> Tensor:
-        log_p = e.logits.log_softmax(dim=-1)
-        return of_token(-(log_p.exp() * log_p).sum(dim=-1), self.of)
+        return of_token(reductions.entropy(e.summable), self.of)
 
 
 @component
-class Surprisal:
+class Surprisal(FromPass):
     """-ln p(token | prefix) in nats (Hale 2001). of=predicting reads the next token, which is a label."""
 
     of: Of
@@ -73,11 +93,11 @@ class Surprisal:
 
     def __call__(self, e: Evidence) -> Tensor:
         chosen = e.logits.gather(-1, e.targets[..., None]).squeeze(-1)
-        return of_token(e.logits.logsumexp(dim=-1) - chosen, self.of)
+        return of_token(reductions.log_sum_exp(e.summable) - chosen, self.of)
 
 
 @component
-class LogitError:
+class LogitError(FromPass):
     """EL2N: ‖p − onehot(label)‖₂, in [0, √2] (Paul et al. 2021, "Deep Learning on a Data Diet")."""
 
     of: Of
@@ -88,7 +108,7 @@ class LogitError:
         return self.of == "predicting"
 
     def __call__(self, e: Evidence) -> Tensor:
-        p = e.logits.softmax(dim=-1)
+        p = (e.summable - reductions.log_sum_exp(e.summable)[..., None]).exp()
         chosen = p.gather(-1, e.targets[..., None]).squeeze(-1)
         # ‖p − onehot‖² written as a sum of non-negative terms: 1 − 2p + Σp² cancels when p is close to 1
         others = (p.square().sum(dim=-1) - chosen.square()).clamp_min(0)
@@ -96,7 +116,7 @@ class LogitError:
 
 
 @component
-class GradNorm:
+class GradNorm(FromPass):
     """‖∂L/∂e_t‖₂: norm of the summed loss's gradient with respect to each token's embedding (saliency,
     Simonyan et al. 2013). Every later prediction's loss flows into it."""
 
@@ -108,7 +128,7 @@ class GradNorm:
 
 
 @component
-class GradXInput:
+class GradXInput(FromPass):
     """|∂L/∂e_t · e_t|: first-order change of the loss when the token's embedding is zeroed (Shrikumar et al. 2016)."""
 
     needs: ClassVar = "gradients"
@@ -119,7 +139,7 @@ class GradXInput:
 
 
 @component
-class AttentionMass:
+class AttentionMass(FromPass):
     """Attention probability that token t receives as a key, averaged over the queries that can see it, and over
     heads and layers. Raw sums only measure position: T − t queries see key t. `layers: last` looks at the last only."""
 

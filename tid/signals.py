@@ -1,17 +1,18 @@
-"""A polite stop: SIGINT and SIGTERM are noted, and obeyed between two steps."""
+"""A polite stop: SIGINT, SIGTERM and SIGUSR2 are noted, and obeyed between two steps."""
 
 import signal
 import threading
 
 
 class StopRequest:
-    """``with StopRequest() as stop``: `stop.signal` is the number of the first SIGINT or SIGTERM, 0 before.
+    """``with StopRequest() as stop``: `stop.signal` is the number of the first of the signals, 0 before.
 
-    A second SIGINT is not noted but raised as KeyboardInterrupt, for when saving itself hangs. Outside the main
-    thread, where Python delivers no signals, it does nothing.
+    A second SIGINT is not noted but raised as KeyboardInterrupt, for when saving itself hangs. SIGUSR2 is how
+    batch systems warn of the time limit (submitit's choice; NCCL may use SIGUSR1). Outside the main thread, where
+    Python delivers no signals, it does nothing.
     """
 
-    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+    SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 
     def __init__(self) -> None:
         self.signal = 0

@@ -6,25 +6,34 @@ decides what schedule and text tell without asking the device (`plan`): whether 
 that gather, how many tokens a row can keep. On CUDA the step is compiled and captured, one graph for each decision.
 """
 
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tid import distributed
 from tid.capture import Graph, to_cpu
 from tid.data.batches import Batches
-from tid.drop_modes import Batch, DropMode, plain_loss
-from tid.dropout import TokenDropout, score_flops
-from tid.flat import FlatAdamW
+from tid.drop_modes import Batch, DropMode, Loss, plain_loss
+from tid.dropout import Choice, TokenDropout, cached, score_flops
+from tid.flat import flat_update
 from tid.model import Decoder
-from tid.optim import AdamW
 from tid.precision import autocast
+from tid.score_cache import Recalled, ScoreCache
 from tid.timing import Stopwatch
 from tid.update import Update
 
-COLUMNS = ("train_loss", "grad_norm", "dropped", "droppable", "bad_rows")
+COUNTS = ("dropped", "droppable", "bad_rows", "unscored", "score_ages")
+COLUMNS = ("train_loss", "grad_norm", *COUNTS)
 PLAIN = DropMode()
+
+
+def fuse(owner: Any, *names: str) -> None:
+    """Have torch compile methods of `owner` from here on."""
+    for name in names:
+        setattr(owner, name, torch.compile(getattr(owner, name), dynamic=False))
 
 
 class TrainStep:
@@ -53,10 +62,9 @@ class TrainStep:
         self.batch_size, self.accumulate_steps, self.precision = batch_size, accumulate_steps, precision
         self.device = device = model.norm.weight.device
         self.learned = nn.ParameterDict(mode.parameters(model.shape.hidden_size)).to(device)
-        if fast and type(optim) is AdamW:
-            self.updating: Update = FlatAdamW(
-                model, self.learned, optim, precision, accumulates=accumulate_steps > 1, compiled=True
-            )
+        flat = flat_update(optim, model) if fast else None
+        if flat:
+            self.updating: Update = flat(model, self.learned, optim, precision, accumulate_steps > 1, True)
         else:
             self.updating = Update(model, self.learned, optim, precision)
 
@@ -65,7 +73,7 @@ class TrainStep:
         self.host_bands = np.array([dropout.band(s / total_steps) for s in steps])
         self.bands = torch.tensor(self.host_bands, device=device)  # float64: k = round(rate · n) as on paper
         batches.load_orders(0, self.samples)  # refuses a batch larger than the text
-        self.rows = torch.arange(batch_size, device=device)
+        self.rows, self.mine = torch.arange(batch_size, device=device), distributed.share(batch_size)
 
         vocabulary = model.shape.vocab_size
         self.step = torch.zeros((), dtype=torch.int64, device=device)
@@ -73,6 +81,8 @@ class TrainStep:
         self.token_seen = torch.zeros(vocabulary, dtype=torch.int64, device=device)
         self.token_drops = torch.zeros(vocabulary, dtype=torch.int64, device=device)
         self.last_scores = torch.zeros(batch_size, batches.context, device=device)  # for histograms
+        caches = cached(dropout.scorer) and self.host_bands.any()
+        self.cache = ScoreCache(dropout, mode, batches) if caches else None
         self.score_watch = Stopwatch(device)
         self.train_flops, self.score_flops = 0.0, 0.0
         self.fast, self.graphs, self.pool = fast, {}, None
@@ -89,13 +99,23 @@ class TrainStep:
         return self.updating.bad_step
 
     def compile(self) -> None:
-        """Have torch compile the parts of the step that are worth fusing. A block is compiled once for all layers."""
-        for model in {id(m): m for m in (self.updating.compute, self.updating.scoring)}.values():
-            for block in model.blocks:
+        """Have torch compile what is worth fusing and has not been: a flat update's twins are made of such pieces. A
+        handful of numbers takes as long as a thousand, so the bookkeeping is worth it too."""
+        fuse(self, "micro_batch", "none_dropped", "tally", "record")
+        if self.updating.capturable:
+            fuse(self.updating, "judge", "gradient_norm", "move")
+        else:
+            for block in self.model.blocks:  # compiled once for all layers
                 block.compile(dynamic=False)
                 block.with_mass = torch.compile(block.with_mass, dynamic=False)
-            model.nats = torch.compile(model.nats, dynamic=False)
+            self.model.nats = torch.compile(self.model.nats, dynamic=False)
         self.dropout.compile()
+
+    @property
+    def trained(self) -> Decoder:
+        """The model as the steps so far have left it, for evaluation: no gradients."""
+        self.updating.settle()
+        return self.updating.scoring
 
     def plan(self, step: int) -> tuple[bool, int]:
         """Does `step` drop, and what is the most tokens a row of its batch can keep? Host only, no device read."""
@@ -118,7 +138,8 @@ class TrainStep:
         (self.replay if self.fast else self.update)(drops, kept_max)
         shape, context = self.model.shape, self.batches.context
         self.train_flops += self.samples * (self.mode if drops else PLAIN).flops(shape, context, kept_max)
-        self.score_flops += self.samples * score_flops(shape, context, self.dropout.scorer.needs) if drops else 0.0
+        if drops and not self.cache:
+            self.score_flops += self.samples * score_flops(shape, context, self.dropout.scorer.needs)
 
     def replay(self, drops: bool, kept_max: int) -> None:
         """`update`, captured: whole, or up to the optimizer where that cannot be captured."""
@@ -149,52 +170,98 @@ class TrainStep:
             self.updating.forget()
         return self.graphs[key]
 
+    def release(self) -> None:
+        """Part with the captured graphs: NCCL cannot end while one of them holds a collective."""
+        for graph in self.graphs.values():
+            graph.graph.reset()
+        self.graphs.clear()
+
     def update(self, drops: bool, kept_max: int) -> None:
         """The step itself. Nothing in it waits for the device, except optimizers that cannot be captured."""
+        self.updating.begin()
         self.finish(*self.gradients(drops, kept_max))
 
     def gradients(self, drops: bool, kept_max: int) -> tuple[Tensor, Tensor]:
-        """Backward passes of all micro-batches. Returns the summed objective (), and loss, dropped, droppable, bad
-        rows (4,), float32."""
-        totals = torch.zeros(4, device=self.device)
+        """Backward passes of all micro-batches. Returns the summed objective (), and loss and COUNTS (6,), float32."""
+        totals = torch.zeros(1 + len(COUNTS), device=self.device)
         objective = torch.zeros((), device=self.device)
         for micro in range(self.accumulate_steps):
-            samples = (self.step * self.accumulate_steps + micro) * self.batch_size + self.rows
-            tokens, targets = self.batches.gather(samples)
+            samples, tokens, targets = self.micro_batch(micro)
             keep, counts = self.choose(tokens, targets, samples) if drops else (None, self.none_dropped(tokens))
-            with autocast(self.precision, self.device):
-                if drops:
-                    loss = self.mode.loss(self.updating.compute, Batch(tokens, targets, keep, kept_max), self.learned)
-                else:
-                    loss = plain_loss(self.updating.compute, tokens, targets)
-            self.updating.backward(loss.objective / self.accumulate_steps, micro)
-            objective += loss.objective.detach()
-            totals += torch.cat(((loss.nats.detach() / self.accumulate_steps)[None], counts))
+            mine = [None if x is None else x[self.mine] for x in (tokens, targets, samples, keep)]
+            watching = self.cache.watching(self.updating, *mine[:3]) if self.cache else nullcontext()
+            with watching as watch, autocast(self.precision, self.device):
+                loss = self.loss(*mine[:2], mine[3], kept_max)
+            last = micro == self.accumulate_steps - 1
+            parts = self.accumulate_steps * distributed.number()
+            self.updating.backward(loss.objective / parts, micro, last)
+            if watch:
+                predictions = self.samples * self.batches.context  # the loss is their mean
+                scores = distributed.gather_rows(watch.scores(predictions / self.updating.scale))
+                self.cache.store(samples, scores, keep, self.step)
+            self.tally(objective, totals, loss.objective.detach(), loss.nats.detach(), counts)
         return objective, totals
+
+    def loss(self, tokens: Tensor, targets: Tensor, keep: Tensor | None, kept_max: int) -> Loss:
+        """The loss of this process's rows; keep is None in a step that drops nothing."""
+        if keep is None:
+            return plain_loss(self.updating.compute, tokens, targets)
+        return self.mode.loss(self.updating.compute, Batch(tokens, targets, keep, kept_max), self.learned)
+
+    def micro_batch(self, micro: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Samples (B,), tokens and targets (B, T) of a micro-batch."""
+        samples = (self.step * self.accumulate_steps + micro) * self.batch_size + self.rows
+        return samples, *self.batches.gather(samples)
+
+    def tally(self, objective: Tensor, totals: Tensor, its: Tensor, nats: Tensor, counts: Tensor) -> None:
+        """Add a micro-batch's figures to those of the step."""
+        objective += its
+        totals += torch.cat(((nats / self.accumulate_steps)[None], counts))
 
     def finish(self, objective: Tensor, totals: Tensor) -> None:
         """Update the weights, note the metrics, count the step."""
+        objective, totals = distributed.mean(objective), distributed.mean(totals)
         grad_norm = self.updating(objective, self.now(self.lr_table), self.step)
+        self.record(totals, grad_norm)
+
+    def record(self, totals: Tensor, grad_norm: Tensor) -> None:
+        """Note a step's figures, and count it."""
         row = torch.cat((totals[:1], grad_norm[None], totals[1:]))
         self.metrics.index_copy_(0, (self.step % len(self.metrics))[None], row[None])
         self.step += 1
 
     def choose(self, tokens: Tensor, targets: Tensor, samples: Tensor) -> tuple[Tensor, Tensor]:
-        """Keep mask (B, T), and the counts dropped, droppable, bad rows as (3,) float32."""
+        """Keep mask (B, T) and COUNTS (5,) float32, all of the whole batch: each process scores its own rows, and all
+        choose together."""
+        recalled = None
         with self.score_watch, autocast(self.precision, self.device):
-            table = self.model.embed_tokens.weight.detach()
-            scores = self.dropout.scores(self.updating.scoring, tokens, targets, samples, table)
+            if self.cache:
+                recalled = self.cache.recall(tokens, samples, self.step)
+                scores = recalled.scores
+            else:
+                mine = (x[self.mine] for x in (tokens, targets, samples))
+                table = self.updating.table()
+                scores = distributed.gather_rows(self.dropout.scores(self.updating.scoring, *mine, table))
             choice = self.dropout.choose(scores, tokens, self.now(self.bands), samples)
+        return choice.keep, self.note(choice, tokens, recalled)
+
+    def note(self, choice: Choice, tokens: Tensor, recalled: Recalled | None) -> Tensor:
+        """Remember the scores and count who is dropped. Returns COUNTS (5,) float32."""
         self.last_scores.copy_(choice.scores)
         flat = tokens.flatten()
         self.token_seen.index_add_(0, flat, torch.ones_like(flat))
         self.token_drops.index_add_(0, flat, (~choice.keep).flatten().long())
-        return choice.keep, torch.stack((choice.dropped, choice.droppable, choice.bad_rows)).float()
+        counts = [choice.dropped, choice.droppable, choice.bad_rows]
+        if recalled:
+            counts[2] = counts[2] - recalled.unseen_rows  # nothing is wrong with them
+            return torch.stack((*counts, recalled.unscored, recalled.ages)).float()
+        return torch.cat((torch.stack(counts), torch.zeros_like(counts[0]).expand(2))).float()
 
     def none_dropped(self, tokens: Tensor) -> Tensor:
-        """Dropped, droppable and bad rows (3,) of a micro-batch of a step that drops nothing."""
+        """COUNTS (5,) of a micro-batch of a step that drops nothing."""
         droppable = self.dropout.droppable(tokens).sum().float()
-        return torch.stack((torch.zeros_like(droppable), droppable, torch.zeros_like(droppable)))
+        zero = torch.zeros_like(droppable)
+        return torch.stack((zero, droppable, zero, zero, zero))
 
     def now(self, table: Tensor) -> Tensor:
         """The row of a table (total_steps, ...) for this step; table[step] would wait for the device."""
@@ -210,6 +277,7 @@ class TrainStep:
             "tensors": {name: getattr(self, name) for name in self.TENSORS},
             "metrics": self.metrics,
             "flops": (self.train_flops, self.score_flops),
+            **({"cache": self.cache.state_dict()} if self.cache else {}),
         }
 
     def load_state_dict(self, state: dict) -> None:
@@ -220,6 +288,8 @@ class TrainStep:
         for name in self.TENSORS:
             getattr(self, name).copy_(state["tensors"][name])
         self.train_flops, self.score_flops = state["flops"]
+        if self.cache:
+            self.cache.load_state_dict(state["cache"])
         self.refill_metrics(state["metrics"])
 
     def refill_metrics(self, saved: Tensor) -> None:

@@ -7,15 +7,17 @@ import sys
 import torch
 
 import tid
+from tid import distributed
 from tid.loop import Run
-from tid.revision import git_sha
+from tid.revision import present
 
 
 def device_name(device: torch.device) -> str:
-    """The GPU's name, or the CPU's architecture and number of threads."""
+    """The GPU's name, or the CPU's architecture and number of threads; of several processes "2 x" before it."""
+    many = f"{distributed.number()} x " if distributed.number() > 1 else ""
     if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+        return many + torch.cuda.get_device_name(device)
+    return f"{many}{platform.machine()} CPU, {torch.get_num_threads()} threads"
 
 
 def summarise(run: Run, *, run_hash: str, start_seconds: float) -> dict:
@@ -41,7 +43,7 @@ def summarise(run: Run, *, run_hash: str, start_seconds: float) -> dict:
         "device": device_name(step.device),
         "data": run.data,
         "hash": run_hash,
-        "git_sha": git_sha(),
+        **present(),
         "versions": {"tid": tid.__version__, "torch": torch.__version__, "python": platform.python_version()},
         "command": " ".join(sys.argv),
     }

@@ -25,6 +25,7 @@ from pydantic import Field
 from tid.component import component
 from tid.config import ConfigError
 from tid.handle import CHARTS, Handle, RunInfo, first_line, tracking
+from tid.offline import PARTS
 
 PREEMPTED = (130, 143)  # exit codes of a run that SIGINT or SIGTERM stopped, and that has saved
 
@@ -164,8 +165,10 @@ class WandbHandle(Handle):
             self.session.define_metric(f"{group}/*", step_metric=axis, **best)
 
     def sync_command(self) -> str:
-        skipped = "" if self.session.offline else "--include-online "
-        return f"wandb sync {skipped}{shlex.quote(str(Path(self.session.dir).parent))}"
+        """Of an offline run all parts, those of earlier sittings too: see tid.offline."""
+        if self.session.offline:
+            return f"wandb sync {shlex.quote(str(self.run.folder))}/{PARTS}-{self.run.run_id}"
+        return f"wandb sync --include-online {shlex.quote(str(Path(self.session.dir).parent))}"
 
     def summarise(self, values: dict[str, Any]) -> None:
         self.session.summary.update(values)
@@ -176,6 +179,8 @@ class WandbHandle(Handle):
             if code in PREEMPTED:
                 self.session.mark_preempting()
             self.session.finish(exit_code=code)
+            if self.session.offline:  # said at the start, hours ago
+                self.run.say(f"wandb: logged offline; upload it with: {command}")
         except BaseException as error:
             self.run.say(f"wandb: not all was uploaded ({first_line(error)}); upload it with: {command}")
             with contextlib.suppress(BaseException):
@@ -186,6 +191,28 @@ class WandbHandle(Handle):
             self.library.setup()._connection._proc._process.kill()
         with contextlib.suppress(BaseException):
             self.library.teardown()
+
+
+@contextmanager
+def asking(seconds: int = 8) -> Iterator[str]:
+    """For the ``with`` block W&B's public API can be asked, each question for at most `seconds`; yields the user's
+    default entity. What goes wrong in it, a missing login or network above all, becomes a ConfigError."""
+    limits = {"WANDB_HTTP_TIMEOUT": str(seconds), "WANDB_X_GRAPHQL_RETRY_MAX": "0"}  # else its end waits for a minute
+    limits |= {"WANDB_ERROR_REPORTING": "false", "WANDB_SILENT": "true"}
+    with environment(**{name: os.environ.get(name, value) for name, value in limits.items()}):
+        import wandb  # reads the time limit now
+
+        server = wandb.setup().settings.base_url
+        try:
+            if not wandb.login(verify=False, prompt=False):
+                raise ConfigError(f"no API key for {server}: wandb login, or set WANDB_API_KEY")
+            yield wandb.Api().default_entity
+        except ConfigError:
+            raise
+        except Exception as error:
+            silent = "did not respond in time" in str(error)  # wandb's words for a server that does not answer
+            why = f"no answer within {os.environ['WANDB_HTTP_TIMEOUT']} s" if silent else first_line(error)
+            raise ConfigError(f"{server} did not take it: {why}; are server, network and key right?") from None
 
 
 # ------------------------------------------------------------------------------------------------ trackio

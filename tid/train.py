@@ -7,11 +7,16 @@ leaves a finished one alone. The run's folder is all that goes to stdout.
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from tid import cli
+from tid import cli, torchrun
 from tid.config import build, check, plain, run_hash, run_slug
 
 
-@cli.entry("train", check=check)
+def refuse(config: dict) -> None:
+    """Raise ConfigError for settings that cannot be right, here and now."""
+    torchrun.refuse_uneven(check(config).batch_size)
+
+
+@cli.entry("train", check=refuse)
 def main(cfg: DictConfig) -> None:
     from tid.job import train  # torch waits until the settings are known to be good
 
@@ -22,9 +27,11 @@ def main(cfg: DictConfig) -> None:
         print(train_frozen(config["cell"]))
         return
     if config["dry_run"]:
-        print(f"{config['output_dir']}/{config['name']}/{run_slug(config)}-{run_hash(config)}")
-        return
-    print(train(config, check(config), build(config), overrides=list(HydraConfig.get().overrides.task)))
+        folder = f"{config['output_dir']}/{config['name']}/{run_slug(config)}-{run_hash(config)}"
+    else:
+        folder = train(config, check(config), build(config), overrides=list(HydraConfig.get().overrides.task))
+    if torchrun.rank() == 0:
+        print(folder)
 
 
 if __name__ == "__main__":

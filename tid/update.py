@@ -1,10 +1,12 @@
 """From gradients to new weights: unscale, clip, judge, update. `Update` works with any torch optimizer."""
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from tid import distributed
 from tid.model import Decoder
 
 INITIAL_SCALE, SMALLEST_SCALE = 2.0**16, 2.0**-24  # fp16 gradients that overflow even at the last are broken
@@ -37,30 +39,54 @@ class Update:
         self.scale = torch.full((), INITIAL_SCALE if precision == "fp16" else 1.0, device=device)
         self.scale_growth = torch.zeros((), dtype=torch.int32, device=device)
 
-    def backward(self, objective: Tensor, micro: int) -> None:
-        """Add the gradient of micro-batch number `micro`'s share of the loss."""
+    def begin(self) -> None:
+        """A step begins: its passes may use the weights from here on."""
+
+    def settle(self) -> None:
+        """Between steps: have the weights, and all else that belongs to the state, up to date."""
+
+    def beside(self, *read: Tensor) -> AbstractContextManager:
+        """The context for work that reads the tensors `read`, and that nothing before `backward` has to wait for."""
+        return nullcontext()
+
+    def table(self) -> Tensor:
+        """The float32 token embeddings (V or more, C), within a step."""
+        return self.model.embed_tokens.weight.detach()
+
+    def backward(self, objective: Tensor, micro: int, last: bool = True) -> None:
+        """Add the gradient of micro-batch number `micro`'s share of the loss; `last`: no other follows."""
         (objective * self.scale).backward()
 
     @torch.no_grad()
     def __call__(self, objective: Tensor, lr: Tensor, step: Tensor) -> Tensor:
         """Update number `step` at learning rate `lr`, then forget the gradients; all 0-dim tensors. Returns the
         gradient's norm before clipping, 0-dim float32. Unscaling and clipping are one factor."""
-        norm = self.gradient_norm() / self.scale
-        overflow = ~norm.isfinite()
-        hopeless = self.scale < SMALLEST_SCALE if self.precision == "fp16" else torch.ones_like(overflow)
-        broken = ~objective.isfinite() | (overflow & hopeless)
-        self.bad_step.copy_(torch.where((self.bad_step < 0) & broken, step, self.bad_step))
-        skip = overflow | (self.bad_step >= 0)
-        clip = (self.clip_norm / (norm + 1e-6)).clamp(max=1.0)
-        self.move(lr, clip / self.scale, skip)
+        self.sum_gradients()
+        norm = distributed.from_first(self.gradient_norm())
+        factor, skip, overflow = self.judge(norm, objective, step)
+        self.move(lr, factor, skip)
         if self.precision == "fp16":
             torch._amp_update_scale_(self.scale, self.scale_growth, overflow.float(), 2.0, 0.5, 2000)
         return norm
 
+    def judge(self, norm: Tensor, objective: Tensor, step: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What the gradient is to be multiplied by, unscaled and clipped at once; whether there is no update; whether
+        the gradient overflowed. All 0-dim."""
+        overflow = ~norm.isfinite()
+        hopeless = self.scale < SMALLEST_SCALE if self.precision == "fp16" else torch.ones_like(overflow)
+        broken = ~objective.isfinite() | (overflow & hopeless)
+        self.bad_step.copy_(torch.where((self.bad_step < 0) & broken, step, self.bad_step))
+        clip = (self.clip_norm / (norm + 1e-6)).clamp(max=1.0)
+        return clip / self.scale, overflow | (self.bad_step >= 0), overflow
+
+    def sum_gradients(self) -> None:
+        """Add up the gradients of all processes that train together."""
+        distributed.sum_(p.grad for p in self.parameters if p.grad is not None)
+
     def gradient_norm(self) -> Tensor:
-        """Norm of the whole, still scaled gradient."""
+        """Norm of the whole gradient, unscaled."""
         grads = [p.grad for p in self.parameters if p.grad is not None]
-        return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
+        return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads))) / self.scale
 
     def move(self, lr: Tensor, factor: Tensor, skip: Tensor) -> None:
         """Let the optimizers use `factor` × the gradient, unless `skip`; the fused one does both as it reads them."""

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tid import distributed
 from tid.capture import Graph
 from tid.model import Decoder
 from tid.precision import autocast
@@ -94,15 +95,21 @@ class Validation:
 
     @torch.no_grad()
     def nats(self, model: Decoder) -> np.ndarray:
-        """Nats (N − 1,) float64 of every prediction, aligned with tokens[1:]."""
+        """Nats (N − 1,) float64 of every prediction, aligned with tokens[1:]. Several processes share the batches out,
+        and all get all nats; which batch a window is in does not depend on their number."""
         out = torch.zeros(len(self.stream), device=self.device)
         fresh = self.offsets[-1 - self.stride : -1]  # a window's predictions that earlier windows did not make
         batch_nats = self.captured(model) if self.fast else lambda starts: self.batch_nats(model, starts)
-        for number, starts in enumerate(self.starts):
+        mine = range(distributed.rank(), len(self.starts), distributed.number())
+        for number in mine:
+            starts = self.starts[number]
             nats = batch_nats(starts)
             out[starts[:, None] + fresh] = nats[:, -self.stride :]
             if number == 0:  # nothing comes before the first window
                 out[: self.context] = nats[0]
+        if len(self.starts) - 1 not in mine:  # it is filled up with windows of the first batch, and comes after it
+            out[self.starts[-1][:, None] + fresh] = 0.0
+        distributed.sum_([out])
         return out[: len(self.chars)].double().cpu().numpy()
 
     def captured(self, model: Decoder) -> Callable[[Tensor], Tensor]:

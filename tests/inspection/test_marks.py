@@ -106,7 +106,7 @@ def test_scorers_of_logits_share_one_pass(monkeypatch):
     model, passes = tiny_model(), []
     layers = type(model).layers
     monkeypatch.setattr(type(model), "layers", lambda self, *a, **k: passes.append(1) or layers(self, *a, **k))
-    scorers = {"entropy": Entropy(of="predicted"), "surprisal": build("scorer", "surprisal")}
+    scorers = {"entropy": Entropy("fresh", "predicted"), "surprisal": build("scorer", "surprisal")}
     mark(
         model, tiny_text()[: 2 * CONTEXT + 1], CONTEXT,
         Dropping(scorers, build("selector", "lowest"), 0.3, token_counts(), 1, EOT, 7), precision="fp32",

@@ -61,10 +61,13 @@ class Batches:
         epoch, place = np.divmod(np.arange(first_sample, first_sample + count), self.num_sequences)
         return np.array([self.host_orders[e % 2][p] for e, p in zip(epoch, place, strict=True)])
 
+    def sequences_of(self, samples: Tensor) -> Tensor:
+        """`sequences` on the device, of running sample numbers (B,) int64. Needs `load_orders` before."""
+        return self.orders[samples // self.num_sequences % 2, samples % self.num_sequences]
+
     def gather(self, samples: Tensor) -> tuple[Tensor, Tensor]:
         """Running sample numbers (B,) int64 → inputs and targets, (B, T) int64 each. Needs `load_orders` before."""
-        sequences = self.orders[samples // self.num_sequences % 2, samples % self.num_sequences]
-        window = self.stream[sequences[:, None] * self.stride + self.offsets].long() & 0xFFFF
+        window = self.stream[self.sequences_of(samples)[:, None] * self.stride + self.offsets].long() & 0xFFFF
         return window[:, :-1], window[:, 1:]
 
 

@@ -125,7 +125,7 @@ def _mark_part(
     device = model.norm.weight.device
     tokens, targets, samples = (part.to(device) for part in (tokens, targets, samples))
     at_once = {name: scorer for name, scorer in dropping.scorers.items() if scorer.needs == "logits"}
-    together = Together((Surprisal(of="predicting"), Entropy(of="predicted"), *at_once.values()))
+    together = Together((Surprisal("fresh", "predicting"), Entropy("fresh", "predicted"), *at_once.values()))
     batches = list(zip(*(part.split(size) for part in (tokens, targets, samples)), strict=True))
     loss, entropy, *scores = _scores(model, dropping.by(together), batches, precision).unbind(-1)
     scored = dict(zip(at_once, scores, strict=True))

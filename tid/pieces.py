@@ -1,0 +1,172 @@
+"""What lies between two matrix products: each forward and each backward pass a function that fuses into one kernel.
+
+The backward passes are written out, because what automatic differentiation makes of these functions reads and writes
+more: a weight gradient summed over all rows by few threads, halves put together by a copy, a new tensor where the old
+one's memory would do. `tests/test_fast.py` holds them to autograd's.
+"""
+
+import functools
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import Function
+
+from tid.model import Rope, attention_received, explicit_attention
+from tid.reductions import PADDING, log_sum_exp
+
+GROUPS = 128  # a norm's weight gradient is summed in so many groups of rows first
+
+
+def normed(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """RMSNorm of x (B, T, C), computed in float32 and given out as `dtype`, and 1 / rms (B, T, 1)."""
+    x = x.float()
+    inverse = (x.square().mean(dim=-1, keepdim=True) + eps).rsqrt()
+    return (x * inverse * weight).to(dtype), inverse
+
+
+def add_normed(x: Tensor, branch: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """The residual stream x + branch (B, T, C), and `normed` of it."""
+    x = x + branch
+    return x, *normed(x, weight, eps, dtype)
+
+
+def normed_gradient(dh: Tensor, dx: Tensor | None, x: Tensor, inverse: Tensor, weight: Tensor, dtype) -> tuple:
+    """Gradient (B, T, C) of `normed`'s input, plus dx that comes along the residual stream; in float32 and `dtype`."""
+    hat, g = x.float() * inverse, dh.float() * weight
+    found = inverse * (g - hat * (g * hat).mean(dim=-1, keepdim=True))
+    found = found if dx is None else found + dx
+    return found, found.to(dtype)
+
+
+def add_norm_weight_gradient_(sums: Tensor, dh: Tensor, x: Tensor, inverse: Tensor) -> None:
+    """Add the gradient of the norm's weight to `sums` (groups, C) float32, of which each takes an equal part of the
+    rows. Rows are added eight at a time, element by element: as a reduction over rows it is ten times as slow."""
+    rows = (dh.float() * (x.float() * inverse)).flatten(0, 1)
+    while len(rows) > len(sums):
+        each = len(rows) // len(sums)
+        each = 8 if each % 8 == 0 else each
+        rows = functools.reduce(torch.add, rows.unflatten(0, (-1, each)).unbind(1))
+    sums += rows
+
+
+class Norm(Function):
+    """x (B, T, C) and `branch`, None or what is still to be added to it → their sum, and its RMSNorm as `dtype`. The
+    weight's gradient goes to `sink`, if any."""
+
+    @staticmethod
+    def forward(ctx, x, branch, weight, eps: float, dtype: torch.dtype, pieces: "Pieces", sink: Any) -> tuple:
+        if branch is None:
+            total, (h, inverse) = x, pieces.normed(x, weight, eps, dtype)
+        else:
+            total, h, inverse = pieces.add_normed(x, branch, weight, eps, dtype)
+        ctx.save_for_backward(total, inverse, weight)
+        ctx.set_materialize_grads(False)
+        ctx.pieces, ctx.sink, ctx.dtype = pieces, sink, dtype if branch is None else branch.dtype
+        return total, h
+
+    @staticmethod
+    def backward(ctx, dtotal: Tensor | None, dh: Tensor) -> tuple:
+        total, inverse, weight = ctx.saved_tensors
+        dx, dbranch = ctx.pieces.normed_gradient(dh, dtotal, total, inverse, weight, ctx.dtype)
+        if ctx.sink:
+            ctx.sink(ctx.pieces.add_norm_weight_gradient_, dh, total, inverse)
+        return dx, dbranch if ctx.needs_input_grad[1] else None, None, None, None, None, None
+
+
+def turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """`tid.model.rotate`; with −sin it turns back."""
+    left, right = x.chunk(2, dim=-1)
+    return (x * cos + torch.cat((-right, left), dim=-1) * sin).to(x.dtype)
+
+
+def split_heads(qkv: Tensor, num_heads: int, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """qkv (B, T, 3C) → q, k, v (B, T, H, head_size), the first two rotated to their positions."""
+    q, k, v = qkv.unflatten(2, (3, num_heads, -1)).unbind(2)
+    return turned(q, cos, sin), turned(k, cos, sin), v
+
+
+def split_heads_gradient(dq: Tensor, dk: Tensor, dv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Gradients (B, T, H, head_size) of q, k, v → that of qkv (B, T, 3C)."""
+    return torch.stack((turned(dq, cos, -sin), turned(dk, cos, -sin), dv), dim=2).flatten(2)
+
+
+class Heads(Function):
+    """qkv (B, T, 3C) → q, k, v (B, H, T, head_size), rotated; in memory T stays before H, so that what attention gives
+    out can be read as (B, T, C) without a copy."""
+
+    @staticmethod
+    def forward(ctx, qkv: Tensor, num_heads: int, rope: Rope, pieces: "Pieces") -> tuple:
+        ctx.rope = tuple(t[:, None] if t.ndim == 2 else t.transpose(1, 2) for t in rope)  # (…, T, 1, head_size)
+        ctx.pieces = pieces
+        return tuple(t.transpose(1, 2) for t in pieces.split_heads(qkv, num_heads, *ctx.rope))
+
+    @staticmethod
+    def backward(ctx, *gradients: Tensor) -> tuple:
+        return ctx.pieces.split_heads_gradient(*(g.transpose(1, 2) for g in gradients), *ctx.rope), None, None, None
+
+
+def swiglu(gate_up: Tensor) -> Tensor:
+    """silu(gate) · up from both side by side, (B, T, 2F) → (B, T, F)."""
+    gate, up = gate_up.chunk(2, dim=-1)
+    return F.silu(gate) * up
+
+
+def swiglu_gradient(gate_up: Tensor, dy: Tensor) -> Tensor:
+    """Gradient of `swiglu`'s input, (B, T, 2F), from that of its output, (B, T, F)."""
+    gate, up = gate_up.chunk(2, dim=-1)
+    g, u, d = gate.float(), up.float(), dy.float()
+    s = torch.sigmoid(g)
+    return torch.cat((d * u * s * (1 + g * (1 - s)), d * g * s), dim=-1).to(dy.dtype)
+
+
+class SwiGLU(Function):
+    """`swiglu`."""
+
+    @staticmethod
+    def forward(ctx, gate_up: Tensor, pieces: "Pieces") -> Tensor:
+        ctx.save_for_backward(gate_up)
+        ctx.pieces = pieces
+        return pieces.swiglu(gate_up)
+
+    @staticmethod
+    def backward(ctx, dy: Tensor) -> tuple:
+        (gate_up,) = ctx.saved_tensors
+        return ctx.pieces.swiglu_gradient(gate_up, dy), None
+
+
+def attention_with_mass(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Causal attention (B, H, T, head_size), and what each token receives from all queries, averaged over heads, (B, T)
+    float32."""
+    y, weights = explicit_attention(q, k, v)
+    return y, weights.mean(dim=1).sum(dim=1)
+
+
+def cross_entropy(logits: Tensor, targets: Tensor, vocabulary: int) -> tuple[Tensor, Tensor]:
+    """Nats and log-sum-exp, (N,) float32 each, of logits (N, rows) whose columns from `vocabulary` on are padding."""
+    padding = torch.arange(logits.shape[1], device=logits.device) >= vocabulary
+    log_sum = log_sum_exp(logits.float().masked_fill(padding, PADDING))
+    return log_sum - logits.gather(1, targets[:, None])[:, 0].float(), log_sum
+
+
+def cross_entropy_gradient_(logits: Tensor, targets: Tensor, log_sum: Tensor, dnats: Tensor, vocabulary: int) -> None:
+    """Turn logits (N, rows) into their gradient (softmax − one-hot) · dnats (N,)."""
+    column = torch.arange(logits.shape[1], device=logits.device)
+    p = (logits.float() - log_sum[:, None]).exp() - (column == targets[:, None]).float()
+    logits.copy_(torch.where(column < vocabulary, p * dnats[:, None], 0.0))
+
+
+class Pieces:
+    """The functions of this file, each fused by torch.compile when `compiled`; one compilation serves all layers."""
+
+    FUNCTIONS = (
+        normed, add_normed, normed_gradient, add_norm_weight_gradient_, split_heads, split_heads_gradient, swiglu,
+        swiglu_gradient, attention_with_mass, attention_received, cross_entropy, cross_entropy_gradient_,
+    )  # fmt: skip
+
+    def __init__(self, compiled: bool) -> None:
+        if compiled:  # shapes differ with the batch, the pass and, with drop_mode=skip, the tokens kept
+            torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
+        for function in self.FUNCTIONS:
+            setattr(self, function.__name__, torch.compile(function, dynamic=False) if compiled else function)

@@ -1,0 +1,51 @@
+"""What a run's folder says about the run: is it done, of which text, how did it end."""
+
+import json
+import traceback
+from pathlib import Path
+
+from tid.config import ConfigError
+from tid.data import Corpus
+from tid.logs import RunLog, read_status, say, write_status
+from tid.loop import Preempted
+
+
+def is_done(folder: Path) -> bool:
+    """Has the run in `folder` ended well?"""
+    return (read_status(folder) or {}).get("state") == "done"
+
+
+def say_done(folder: Path, corpus: Corpus) -> None:
+    """Tell that the run has ended. Raises ConfigError when it was another text's."""
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    refuse_other_text(summary["data"], corpus, folder)
+    say(f"done already: {folder}\nDelete that folder to run it again, or change the seed or any other setting.")
+
+
+def text_of(corpus: Corpus) -> dict:
+    """Which text it is: its folder's name and the sha256 of both parts."""
+    sums = {name: facts["sha256"] for name, facts in corpus.manifest["files"].items()}
+    return {"text": Path(corpus.manifest["folder"]).name} | sums
+
+
+def refuse_other_text(trained_on: dict, corpus: Corpus, folder: Path) -> None:
+    """Raise ConfigError when the run in `folder` was trained on another text than the settings now lead to."""
+    changed = [name for name, found in text_of(corpus).items() if name != "text" and trained_on[name] != found]
+    if changed:
+        raise ConfigError(
+            f"{folder}: this run was made with another text: {' and '.join(changed)} changed since.\n"
+            "Give the new text another path, or the run another name, or delete the folder to start it again."
+        )
+
+
+def record_failure(folder: Path, error: BaseException) -> None:
+    """status.json after anything but success."""
+    stopped = isinstance(error, Preempted | KeyboardInterrupt | SystemExit)
+    reason = str(error) or type(error).__name__
+    write_status(folder, "preempted" if stopped else "failed", reason=reason)
+
+
+def record_from_thread(folder: Path, log: RunLog, error: Exception) -> None:
+    """status.json and the log of a run whose main thread hangs."""
+    record_failure(folder, error)
+    log.note("".join(traceback.format_exception(error)))

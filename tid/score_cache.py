@@ -1,0 +1,136 @@
+"""scorer.source=cached: importance from the pass that trained on a token an epoch ago, so that scoring costs no pass.
+
+While a step trains, a `Watch` scores its tokens from what the pass computes anyway, and a `ScoreCache` keeps the scores
+on the device until the sequence comes up again:
+
+- In the first epoch nothing is known of a sequence: it is dropped from at random, at the rate of the schedule (kept
+  whole by a selector that drops no exact count).
+- A pass with dropped tokens tells nothing of how important these would have been, so they keep their older score,
+  unless the score is about the token's own prediction (of=predicted) or the pass saw all tokens (loss_mask, mask_aux).
+- A token that never took part has no score yet, and counts as more important than all others of its sequence.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from tid.data.batches import Batches
+from tid.dropout import TokenDropout
+from tid.scorers import Evidence
+from tid.update import Update
+
+
+class Recalled(NamedTuple):
+    """scores (B, T) float32, all NaN in the rows of which nothing is known; and of the droppable tokens, as 0-dim
+    tensors: rows that are so, tokens without a score, and the sum of the other scores' ages in steps."""
+
+    scores: Tensor
+    unseen_rows: Tensor
+    unscored: Tensor
+    ages: Tensor
+
+
+class ScoreCache:
+    """Scores (S, T) of all sequences of the text, NaN where there is none, and the steps at which they were taken."""
+
+    def __init__(self, dropout: TokenDropout, mode: Any, batches: Batches) -> None:
+        self.dropout, self.mode, self.batches = dropout, mode, batches
+        size, device = (batches.num_sequences, batches.context), batches.stream.device
+        self.scores = torch.full(size, torch.nan, device=device)
+        self.taken = torch.zeros(size, dtype=torch.int32, device=device)
+
+    @torch.no_grad()
+    def recall(self, tokens: Tensor, samples: Tensor, step: Tensor) -> Recalled:
+        """What is known of tokens (B, T) of samples (B,) at step ()."""
+        sequences, droppable = self.batches.sequences_of(samples), self.dropout.droppable(tokens)
+        found = self.scores.index_select(0, sequences)
+        known = ~found.isnan()
+        highest = found.masked_fill(~known, -torch.inf).amax(dim=1, keepdim=True)
+        unseen = ~known.any(dim=1, keepdim=True)
+        scores = torch.where(known, found, torch.where(unseen, torch.nan, highest + 1))
+        ages = step - self.taken.index_select(0, sequences)
+        return Recalled(
+            scores,
+            (unseen & droppable).any(dim=1).sum(),
+            (droppable & ~known).sum(),
+            torch.where(droppable & known, ages, 0).sum(),
+        )
+
+    @contextmanager
+    def watching(self, updating: Update, tokens: Tensor, targets: Tensor, samples: Tensor) -> Iterator["Watch"]:
+        """Score the tokens of the passes within: gives the Watch that does."""
+        model = updating.compute
+        evidence = self.dropout.evidence(model, tokens, targets, updating.table())
+        watch = Watch(self.dropout, evidence, model.shape.num_layers, updating.beside)
+        model.observe(watch)
+        yield watch
+        model.observe(None)
+
+    @torch.no_grad()
+    def store(self, samples: Tensor, scores: Tensor, keep: Tensor | None, step: Tensor) -> None:
+        """Keep the scores (B, T) of samples (B,), of a pass that dropped what `keep` says, None for nothing."""
+        sequences = self.batches.sequences_of(samples)
+        taken = step.int().expand(scores.shape)
+        if not (keep is None or self.mode.sees_all or self.dropout.scorer.about_prediction):
+            scores = torch.where(keep, scores, self.scores.index_select(0, sequences))
+            taken = torch.where(keep, taken, self.taken.index_select(0, sequences))
+        self.scores.index_copy_(0, sequences, scores)
+        self.taken.index_copy_(0, sequences, taken)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"scores": self.scores, "taken": self.taken}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self.scores.copy_(state["scores"])
+        self.taken.copy_(state["taken"])
+
+
+class Watch:
+    """Looks on while a model trains on one micro-batch (`Decoder.observe`), and scores its tokens. Of several passes it
+    sees the first.
+
+    beside: the context for work that need not delay the pass.
+    """
+
+    def __init__(self, dropout: TokenDropout, evidence: Evidence, num_layers: int, beside: Any) -> None:
+        self.dropout, self.e, self.num_layers, self.beside = dropout, evidence, num_layers, beside
+        self.received: list[Tensor] = []
+        self.found: Tensor | None = None
+        self.input: Tensor | None = None
+
+    def inputs(self, x: Tensor) -> None:
+        """x (B, T, C): the embeddings as they enter the first layer."""
+        if self.dropout.scorer.needs == "gradients" and self.input is None:
+            self.input = x
+            x.register_hook(self.gradient)
+
+    def gradient(self, gradient: Tensor) -> None:
+        self.found = gradient.detach().float()
+
+    @torch.compiler.disable
+    def attention(self, received: Any, q: Tensor, k: Tensor, visible: Tensor | None) -> None:
+        """A layer's queries and keys; `received` makes the mass of each key of them."""
+        if self.dropout.scorer.needs == "attention" and len(self.received) < self.num_layers:
+            with self.beside(q, k), torch.no_grad():
+                self.received.append(received(q.detach(), k.detach(), visible))
+
+    @torch.no_grad()
+    def logits(self, padded: Tensor, vocabulary: int) -> None:
+        """Logits (B, T, rows) or (B · T, rows), of which the first `vocabulary` columns are tokens."""
+        if self.dropout.scorer.needs == "logits" and self.found is None:
+            shaped = padded.detach().view(*self.e.tokens.shape, -1)
+            self.found = self.dropout.from_logits(shaped, vocabulary, self.e)
+
+    @torch.no_grad()
+    def scores(self, per_loss: Tensor | float) -> Tensor:
+        """Scores (B, T), after the backward pass. per_loss: what turns its gradients into those of the summed loss."""
+        needs = self.dropout.scorer.needs
+        if needs == "logits":
+            return self.found
+        if needs == "attention":
+            return self.dropout.scorer(replace(self.e, attention=torch.stack(self.received))).float()
+        return self.dropout.scorer(replace(self.e, gradients=self.found * per_loss)).float()
