@@ -23,15 +23,15 @@ train: .venv/installed  ## train: make train ARGS="experiment=quickstart scorer=
 	$(BIN)/python -m tid.train $(ARGS)
 
 test: .venv/installed  ## run the tests; one file: make test ARGS=tests/test_config.py
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not cluster' -n $(JOBS) --dist worksteal $(ARGS)
 
 test-gpu: .venv/installed  ## run the tests that need a CUDA GPU
 	$(BIN)/python -m pytest -m gpu $(ARGS)
 
-test-cluster: .venv/installed  ## test the launchers for clusters: Ray on two nodes, submitit (installs both)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-		hydra-ray-launcher==1.2.2 ray==2.60.0 hydra-submitit-launcher==1.2.0 submitit==1.5.4
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m cluster $(ARGS)
+test-cluster: .venv/installed  ## test SLURM and Ray, each started on this machine (10 minutes); as root apt-get installs SLURM
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[slurm,ray]'
+	tests/cluster/slurm install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m cluster tests/cluster $(ARGS)
 
 lint: .venv/installed  ## check the code with ruff
 	$(BIN)/ruff check .

@@ -13,7 +13,7 @@ import runs
 from hydra import initialize_config_dir
 
 from tid.sweep import grid
-from tid.sweep.plan import make_cells
+from tid.sweep.plan import Cell, make_cells
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -70,11 +70,15 @@ def steps(folder: Path, name: str = "reference") -> list[int]:
 
 def folders(folder: Path, *more: str) -> list[Path]:
     """The folders that the cells of a sweep would have."""
+    return [folder / cell.folder for cell in cells(folder, *more)]
+
+
+def cells(folder: Path, *more: str) -> list[Cell]:
+    """The cells of a sweep to be started in `folder`."""
     with initialize_config_dir(runs.CONF, version_base="1.3"):
         composer = grid.Composer("train")
-        cells = grid.combinations(settings(folder, *more))
-        made = make_cells([composer(cell) for cell in cells], cells, retry_failed=False)
-    return [folder / cell.folder for cell in made]
+        meant = grid.combinations(settings(folder, *more))
+        return make_cells([composer(words) for words in meant], meant, retry_failed=False)
 
 
 def pids(folder: Path, name: str = "reference") -> dict[str, int]:

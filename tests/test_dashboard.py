@@ -1,10 +1,14 @@
-"""The dashboard as wandb-workspaces would send it, and what is refused. Saving needs W&B's own server."""
+"""The dashboard as wandb-workspaces would send it, and what is refused. It is saved in test_wandb_sweep.py."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 import pytest
 import yaml
 from test_cli import call
+from track import KEY, clean_environment
+from wandb_server import WandbServer
 
 pytest.importorskip("wandb_workspaces")
 
@@ -35,12 +39,58 @@ def test_report_asks_the_sweeps_question():
     assert grid.runsets[0].filters == dashboard.workspace(**WHERE).runset_settings.filters
 
 
+def made_with(folder, **tracker):
+    """A sweep's folder with one run."""
+    tracker = {"_target_": "tid.tracking.Wandb", "entity": None, "project": "tid", "mode": "auto"} | tracker
+    (folder / "run").mkdir()
+    (folder / "run/config.yaml").write_text(yaml.safe_dump({"name": "scorers", "tracker": tracker}))
+    return folder
+
+
 def test_it_finds_where_the_runs_are_and_refuses_a_sweep_without(tmp_path):
     with pytest.raises(ConfigError, match="tracker=wandb"):
         dashboard.place(tmp_path, None)
-    tracker = {"_target_": "tid.tracking.Wandb", "entity": None, "project": "tid"}
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run/config.yaml").write_text(yaml.safe_dump({"name": "scorers", "tracker": tracker}))
+    made_with(tmp_path)
     assert dashboard.place(tmp_path, "me") == WHERE
+    assert dashboard.place(tmp_path, None)["entity"] == ""
     done = call(tmp_path, "-m", "tid.dashboard", f"sweep={tmp_path}", "dry_run=true")
     assert done.stdout.splitlines() == ["Workspace: sweep scorers", "Report: Sweep scorers"], done.stderr
+
+
+def test_runs_that_were_logged_nowhere_make_no_dashboard(tmp_path):
+    with pytest.raises(ConfigError, match="tracker=wandb"):
+        dashboard.place(made_with(tmp_path, mode="disabled"), None)
+
+
+# ---------------------------------------------------------------------------------------------- trouble
+
+WORDS = {
+    "no login": "no API key for https://", "unknown key": "returned error 401", "read only": "permission denied",
+    "silent": "no answer within 3 s",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def refused(tmp_path_factory):
+    """All at once, since most of it is waiting: what each kind of trouble makes of the command."""
+    folder = made_with(tmp_path_factory.mktemp("trouble"))
+    (folder / "run/wandb/offline-run-1-x").mkdir(parents=True)
+    with ExitStack() as stack, ThreadPoolExecutor(5) as pool:
+        kinds = {"unknown key": 401, "read only": "readonly", "silent": "silent"}
+        urls = {name: stack.enter_context(WandbServer(trouble)).url for name, trouble in kinds.items()}
+
+        def go(name: str):
+            where = {"WANDB_BASE_URL": urls[name], "WANDB_API_KEY": KEY} if name in urls else {}
+            env = clean_environment(folder / "home", WANDB_HTTP_TIMEOUT="3", **where)
+            return call(folder, "-m", "tid.dashboard", f"sweep={folder}", **env)
+
+        yield dict(zip(WORDS, pool.map(go, WORDS), strict=True))
+
+
+@pytest.mark.parametrize("name", WORDS)
+def test_trouble_is_said_in_one_line_and_nothing_hangs(refused, name):
+    done = refused[name]
+    assert done.returncode == 2 and "Traceback" not in done.stderr and done.stdout == "", done.stderr
+    warning, error = done.stderr.splitlines()
+    assert error.startswith("error: ") and WORDS[name] in error, error
+    assert warning.startswith("warning: it will lack what was logged offline") and "wandb sync " in warning

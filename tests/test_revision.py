@@ -17,27 +17,30 @@ def package(tmp_path):
 
 
 def test_the_checksum_follows_the_contents_alone(package):
-    assert revision.hash_of(package) == revision.SOURCE  # no git, another place, other times
+    before = revision.hash_of(package)
+    assert before == revision.hash_of(revision.PACKAGE)  # no git, another place, other times
     model = package / "model.py"
     model.write_text(model.read_text() + "# one change\n")
     one = revision.hash_of(package)
     model.write_text(model.read_text().replace("# one change", "# another one"))
-    assert len({revision.SOURCE, one, revision.hash_of(package)}) == 3  # two dirty trees of one commit
+    assert len({before, one, revision.hash_of(package)}) == 3  # two dirty trees of one commit
 
 
 def test_a_file_that_git_does_not_know_yet_and_a_new_name_count(package):
+    before = revision.hash_of(package)
     (package / "margin.py").write_text("")
     added = revision.hash_of(package)
     (package / "margin.py").rename(package / "data" / "margin.py")
-    assert len({revision.SOURCE, added, revision.hash_of(package)}) == 3
+    assert len({before, added, revision.hash_of(package)}) == 3
 
 
 def test_what_only_looks_at_results_does_not_count(package):
+    before = revision.hash_of(package)
     for folder in revision.NO_RESULT:
         assert (package / folder).is_dir()
         (package / folder / "more.py").write_text("")
     (package / "notes.md").write_text("")
-    assert revision.hash_of(package) == revision.SOURCE
+    assert revision.hash_of(package) == before
 
 
 def test_no_step_of_training_is_in_a_folder_that_does_not_count():

@@ -7,6 +7,7 @@ import torch
 from tiny import CONTEXT, assert_same, build, run, tiny_shape, tiny_step, variants, weights
 
 from tid.dropout import check_combination
+from tid.flat import flat_update
 from tid.loop import cache_figures
 from tid.schedules import Late
 from tid.score_cache import ScoreCache
@@ -154,6 +155,18 @@ def test_attention_of_gathered_tokens_is_refused():
     parts = (scorer, build("selector", "lowest"), build("drop_mode", "skip"), build("drop_schedule", "constant"))
     with pytest.raises(ValueError, match="scorer.source=cached: drop_mode Skip"):
         check_combination(*parts, tiny_shape(), protect_first=1)
+
+
+@pytest.mark.parametrize("mode", ["zero", "hide", "mask_aux"])
+@pytest.mark.parametrize("scorer", ["grad_norm", "entropy", "attention_mass"])
+def test_flat_steps_keep_the_same_scores(scorer, mode):
+    """On a GPU the gradient of the embeddings is handed over by the twin, the attention seen by its blocks."""
+    plain, flat = (step_of(scorer, "cached", mode=mode, epochs=2) for _ in range(2))
+    make = flat_update(flat.optim, flat.model)
+    flat.updating = make(flat.model, flat.learned, flat.optim, "fp32", False, False)
+    for step in (plain, flat):
+        run(step, EPOCH + 3)
+    torch.testing.assert_close(flat.cache.scores, plain.cache.scores, atol=1e-4, rtol=1e-3, equal_nan=True)
 
 
 @gpu

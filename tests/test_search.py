@@ -1,17 +1,21 @@
 """Searches by Optuna: real studies in sqlite, real runs of a fraction of a second."""
 
 import json
-import signal
+import subprocess
+import sys
 import time
 
 import optuna
 import pytest
 from hydra import initialize_config_dir
+from optuna.trial import TrialState
 from runs import CONF
 
 import sweeps
+from tid.config import ConfigError
 from tid.sweep import grid
-from tid.sweep.search import Search
+from tid.sweep.plan import Cell
+from tid.sweep.search import Search, report
 
 SPACE = ["hydra/sweeper=optuna", "scorer=none", "optim.lr=tag(log,interval(1e-4,1e-2))", "seed=0,1", "name=hunt"]
 
@@ -72,20 +76,122 @@ def test_a_search_averages_over_seeds_and_goes_on_with_new_numbers(tmp_path):
     assert len({trial.params["optim.lr"] for trial in later}) == 3  # a resumed sampler does not repeat itself
 
 
-def test_diverged_trials_fail_and_killed_ones_are_asked_for_again(tmp_path):
-    wild = ["hydra/sweeper=optuna", "scorer=none", "optim.warmup_steps=1", "optim.lr=1e30,1e-2", "name=hunt",
-            "hydra.sweeper.sampler=grid", "hydra.sweeper.trials_at_once=1"]  # fmt: skip
-    process = sweeps.begin(tmp_path, *wild, "total_steps=200")
-    while not sweeps.pids(tmp_path, "hunt") and process.poll() is None:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    again = sweeps.sweep(tmp_path, *wild, "total_steps=200")
-    assert again.returncode == 0, again.stderr
+def test_a_trial_that_the_median_rule_stops_is_pruned_in_the_study(tmp_path):
+    losing = ["hydra/sweeper=optuna", "hydra.sweeper.sampler=grid", "hydra.sweeper.trials_at_once=1", "name=hunt",
+              "scorer=entropy", "optim.lr=1e-2,1e-9", "seed=0",
+              "pruner=median", "pruner.warmup_steps=8", "pruner.min_siblings=1"]  # fmt: skip
+    done = sweeps.sweep(tmp_path, *losing)
+    assert done.returncode == 0, done.stderr
+    study = study_of(tmp_path)
+    good, bad = study.trials
+    assert (good.state, bad.state) == (TrialState.COMPLETE, TrialState.PRUNED)
+    assert study.best_trial == good and "median" in bad.user_attrs["reason"]
+    assert list(bad.intermediate_values) == [8]
+    assert "2 trials: 1 complete, 1 pruned" in done.stderr
+
+
+# ---------------------------------------------------------------------------------------------- several workers
+
+TRIALS = 12
+WORKER = """
+import json, sys
+from pathlib import Path
+from tid.sweep.grid import Interval
+from tid.sweep.plan import Cell
+from tid.sweep.search import Search
+
+folder, trials = Path(sys.argv[1]), int(sys.argv[2])
+
+def cells_of(words):
+    return [Cell({}, None, "", folder / "runs" / words[0])]
+
+def finish(cells):
+    for cell in cells:
+        cell.folder.mkdir(parents=True)  # no other trial had it
+        value = float(cell.name.partition("=")[2])
+        (cell.folder / "summary.json").write_text(json.dumps({"best": {"val_bpc": value}}))
+        cell.state = "done"
+    return 0
+
+search = Search("hunt", folder, {"x": Interval(0.0, 1.0, False)}, "random", 0, trials, 2, "best/val_bpc")
+search.run(search.open(make=True), cells_of, finish)
+"""
+
+
+def test_workers_share_the_trials_of_a_study_and_none_is_asked_for_twice(tmp_path):
+    """Of their runs only the summaries are written, each at once."""
+    command = [sys.executable, "-c", WORKER, str(tmp_path), str(TRIALS)]
+    workers = [subprocess.Popen(command, env=sweeps.environment()) for _ in range(2)]
+    assert [worker.wait(timeout=60) for worker in workers] == [0, 0]
+    trials = optuna.load_study(study_name="hunt", storage=f"sqlite:///{tmp_path}/study.db").trials
+    assert [trial.number for trial in trials] == list(range(TRIALS))  # in all, not each
+    assert {trial.state for trial in trials} == {TrialState.COMPLETE}
+    assert len({trial.params["x"] for trial in trials}) == TRIALS
+    assert all(trial.value == trial.params["x"] for trial in trials)
+
+
+def test_pruned_and_failed_trials_are_told_as_that_and_not_ranked(tmp_path):
+    """Of two seeds: the second pruned; one not finite; one failed; one that went on, the worst."""
+    search = Search("hunt", tmp_path, {"x": ["1", "2", "3", "4"]}, "grid", 0, 9, 1, "best/val_bpc")
+    ends = {"1": ("done", "pruned"), "2": ("done", "done"), "3": ("done", "failed"), "4": ("done", "done")}
+
+    def cells_of(words: list[str]) -> list[Cell]:
+        return [Cell({}, None, "", tmp_path / f"{words[0]}-seed{seed}") for seed in (0, 1)]
+
+    def end(cells: list[Cell]) -> int:
+        for seed, cell in enumerate(cells):
+            x = cell.name[2]
+            cell.state, cell.reason = ends[x][seed], "it lost" if ends[x][seed] == "pruned" else "out of memory"
+            rows = [{"step": step, "val_bpc": 3.0 - seed - step / 100} for step in (10, 20)[: 2 - seed]]
+            (cell.folder / "logs").mkdir(parents=True)
+            (cell.folder / "logs/metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+            if cell.state == "done":
+                value = float("nan") if (x, seed) == ("2", 1) else float(x)
+                (cell.folder / "summary.json").write_text(json.dumps({"best": {"val_bpc": value}}))
+        return 0
+
+    study = search.open(make=True)
+    assert search.run(study, cells_of, end) == 0
+    trials = {trial.params["x"]: trial for trial in study.trials}
+    assert trials["1"].state == TrialState.PRUNED and trials["1"].user_attrs["reason"] == "it lost"
+    assert trials["1"].intermediate_values == {10: pytest.approx(2.4)}  # the last that both seeds reached
+    assert trials["2"].state == TrialState.FAIL and "not finite" in trials["2"].user_attrs["reason"]
+    assert trials["3"].state == TrialState.FAIL and trials["3"].user_attrs["reason"] == "out of memory"
+    assert trials["4"].state == TrialState.COMPLETE and study.best_trial.params == {"x": "4"}
+    said = report(study, "best/val_bpc").splitlines()
+    assert said[1] == '4.0000  trial 3: {"x": "4"}' and said[-1] == "4 trials: 1 complete, 1 pruned, 2 fail"
+    assert 'FAILED  trial 2: {"x": "3"}: out of memory' in said
+
+
+def test_settings_that_make_no_run_fail_their_trial_and_are_said(tmp_path):
+    search = Search("hunt", tmp_path, {"x": ["1"]}, "grid", 0, 9, 1, "best/val_bpc")
+    study = search.open(make=True)
+
+    def refuse(words: list[str]) -> list[Cell]:
+        raise ConfigError("x: wanted less than 1")
+
+    with pytest.raises(ConfigError, match="wanted less"):
+        search.run(study, refuse, launch=None)
+    assert study.trials[0].state == TrialState.FAIL and "wanted less" in study.trials[0].user_attrs["reason"]
+    assert search.run(study, refuse, launch=None) == 0  # it is not asked for again
+
+
+def test_a_killed_workers_trial_is_taken_over_by_another_and_a_diverged_one_has_failed(tmp_path):
+    """Two real workers on three trials; one dies by SIGKILL in the middle of a run."""
+    space = ["hydra/sweeper=optuna", "hydra.sweeper.sampler=grid", "hydra.sweeper.trials_at_once=1", "name=hunt",
+             "scorer=none", "optim.warmup_steps=1", "optim.lr=1e-2,1e-3,1e30", "seed=0", "total_steps=300"]  # fmt: skip
+    workers = [sweeps.begin(tmp_path, *space) for _ in range(2)]
+    while len(sweeps.steps(tmp_path, "hunt")) < 2:  # each is at a trial of its own
+        assert all(worker.poll() is None for worker in workers), tmp_path.joinpath("sweep.out").read_text()
+        time.sleep(0.02)
+    workers[0].kill()
+    workers[0].wait()
+    assert workers[1].wait(timeout=90) == 0, tmp_path.joinpath("sweep.out").read_text()
     trials = study_of(tmp_path).trials
-    states = {trial.params["optim.lr"]: trial for trial in trials if not trial.user_attrs.get("again")}
-    assert (
-        states["1e+30"].state == optuna.trial.TrialState.FAIL and "not finite" in states["1e+30"].user_attrs["reason"]
-    )
-    assert states["0.01"].state == optuna.trial.TrialState.COMPLETE
-    assert not [trial for trial in trials if trial.state == optuna.trial.TrialState.RUNNING]
+    assert [trial.number for trial in trials] == [0, 1, 2, 3] and sum("again" in t.user_attrs for t in trials) == 1
+    ended = {trial.params["optim.lr"]: trial for trial in trials if "again" not in trial.user_attrs}
+    for rate in ("0.01", "0.001"):
+        assert ended[rate].state == TrialState.COMPLETE and [ended[rate].value] == objectives(tmp_path, ended[rate])
+    diverged = ended["1e+30"]
+    assert diverged.state == TrialState.FAIL and "not finite" in diverged.user_attrs["reason"]
+    assert sorted(sweeps.states(tmp_path, "hunt").values()) == ["done", "done", "failed"]

@@ -1,11 +1,14 @@
 """Sweeps as a user meets them: real processes, killed in every way, over runs of a fraction of a second."""
 
+import csv
 import json
 import os
 import random
 import re
 import shutil
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -13,6 +16,7 @@ import runs
 
 import sweeps
 
+CLOCK = ("seconds", "step_ms", "score_ms")
 EIGHT = ["scorer=entropy,none", "seed=range(4)"]
 
 
@@ -39,6 +43,21 @@ def results(folder) -> dict:
     for file in (folder / "outputs" / "reference").glob("*/summary.json"):
         summary = json.loads(file.read_text())
         found[file.parent.name] = (summary["final"], summary["best"], runs.metrics(file.parent))
+    return found
+
+
+def compared(folder) -> dict[str, list[dict]]:
+    """The files that `tid.compare` makes of a folder's sweep, row by row, the clock left out."""
+    command = [sys.executable, "-m", "tid.compare", "outputs/reference", "at=[final,best,flops]"]
+    done = subprocess.run(
+        command, cwd=folder, env=sweeps.environment(), capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    found = {}
+    for name in ("comparison.csv", "runs.csv"):
+        with open(folder / "outputs/reference/comparison" / name) as file:
+            rows = list(csv.DictReader(file))
+        found[name] = [{key: value for key, value in row.items() if key not in CLOCK} for row in rows]
     return found
 
 
@@ -76,6 +95,12 @@ def test_a_dry_run_lists_and_writes_nothing(folder):
     assert not (folder / "outputs").exists()
 
 
+def test_a_sweep_that_is_not_there_is_an_error(tmp_path):
+    done = sweeps.sweep(tmp_path, "sweeps=scorer")
+    assert done.returncode == 2 and "sweeps=scorer: no such option; did you mean sweeps=scorers?" in done.stderr
+    assert not (tmp_path / "outputs").exists()
+
+
 def test_nothing_starts_when_one_cell_is_wrong(folder):
     done = sweeps.sweep(folder, "drop_schedule=constant", "drop_schedule.rate=0.1,1.5")
     assert done.returncode == 2 and "drop_schedule.rate: wanted a value less than 1, got 1.5" in done.stderr
@@ -85,9 +110,10 @@ def test_nothing_starts_when_one_cell_is_wrong(folder):
 def test_results_of_other_code_are_marked(undisturbed, folder):
     shutil.copytree(undisturbed / "outputs", folder / "outputs")
     file = next((folder / "outputs/reference").glob("no_drop-seed0-*/summary.json"))
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"git_sha": "f" * 40}))
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"source": "f" * 12}))
     done = sweeps.sweep(folder, *EIGHT, "dry_run=true")
-    assert done.stderr.count("code ffffffff") == 1 and "warning: some are of other code" in done.stderr
+    assert done.stderr.count("other code: ffffffffffff") == 1
+    assert re.search(r"warning: .* made or begun by other code \(.*source ffffffffffff of ", done.stderr)
 
 
 def test_200_finished_cells_are_skipped_at_once(undisturbed, folder):
@@ -181,3 +207,9 @@ def test_a_sweep_killed_ten_times_at_random_moments_ends_as_if_undisturbed(undis
     done = sweeps.sweep(folder, *EIGHT)
     assert done.returncode == 0, done.stderr
     assert results(folder) == results(undisturbed)
+    disturbed, reference = compared(folder), compared(undisturbed)
+    assert disturbed == reference
+    rows = reference["comparison.csv"]
+    assert len(reference["runs.csv"]) == 8 and [row["n"] for row in rows] == ["4", "4"]
+    (entropy,) = [row for row in rows if not row["role"]]
+    assert all(float(entropy[f"{view}_vs_no_drop_p"]) > 0 for view in ("final", "best"))  # it says something

@@ -1,17 +1,23 @@
 """From a sweep's settings to its cells, in this process."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
 
 import pytest
+import runs
 from hydra import compose, initialize_config_dir
 from runs import CONF
+from tiny import tiny_shape
 
 from tid.config import ConfigError, canonical, is_baseline, plain, run_hash
+from tid.llama import llama_config, write_weights
 from tid.sweep import grid
+from tid.sweep.cell import train_frozen
 from tid.sweep.labels import labels
-from tid.sweep.plan import Cell, expected_seconds, make_cells
+from tid.sweep.plan import Cell, Slot, expected_seconds, freeze, look, make_cells
+from tid.sweep.screen import Screen
 
 SWEEPS = sorted(path.stem for path in Path(CONF, "sweeps").glob("*.yaml"))
 SMALL = ["experiment=quickstart"]
@@ -145,3 +151,37 @@ def test_what_a_sweep_adds_does_not_change_a_runs_identity(hydra):
     config = configs_of(SMALL)[0]
     extras = {"label": "x", "question": "y", "cell": "z", "dry_run": True, "fail_fast": True, "retry_failed": True}
     assert canonical(config | extras) == canonical(config)
+
+
+def test_a_frozen_cell_refuses_weights_that_changed_since_its_launch(hydra, tmp_path, monkeypatch):
+    """From the command line's folder to the process of the cell, which comes to it later."""
+    start = tmp_path / "start"
+    start.mkdir()
+    shape = tiny_shape(num_layers=2, hidden_size=16, num_heads=1, intermediate_size=32, vocab_size=50257, init_std=0.02)
+    write_weights(shape.build(seed=9), start / "model.safetensors")
+    (start / "config.json").write_text(json.dumps(llama_config(shape, 16, 50256)))
+    settings = runs.settings(tmp_path, f"model.init_from={start}", "total_steps=2", "eval_every=1")
+    (cell,) = make_cells(configs_of(settings), [settings], retry_failed=False)
+    digest = hashlib.sha256((start / "model.safetensors").read_bytes()).hexdigest()
+    assert cell.config["model"]["init_from"] == f"{start}@sha256:{digest}"
+    assert cell.name.endswith(run_hash(configs_of(settings)[0]))  # the same cell as the command line's
+    freeze(cell)
+    write_weights(shape.build(seed=10), start / "model.safetensors")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=f"had weights with sha256 {digest} and now has .*put the first ones back"):
+        train_frozen(cell.frozen)
+    assert not cell.folder.exists()
+    (other,) = make_cells(configs_of(settings), [settings], retry_failed=False)
+    assert other.name != cell.name  # the same command again means the new weights
+    write_weights(shape.build(seed=9), start / "model.safetensors")
+    assert train_frozen(cell.frozen) == cell.folder and look(cell).state == "done"
+
+
+def test_what_is_left_is_judged_by_finished_cells_and_shared_by_the_slots(monkeypatch):
+    monkeypatch.setattr("tid.sweep.screen.time.monotonic", lambda: 110.0)
+    done, running, new = cell("done", 30.0), cell("running", None), cell("new", None)
+    done.folder, running.folder, new.folder = (Path(name) for name in ("a", "b", "c"))
+    slots = [Slot(0, None, running, started=100.0), Slot(1, None)]
+    assert Screen([done, running, new]).left(slots) == 30  # 20 and 30 side by side
+    assert Screen([done, running, new]).left(slots[:1]) == 50
+    assert Screen([running, new]).left(slots) is None and Screen([done]).left(slots) is None

@@ -84,16 +84,17 @@ def test_a_resumed_run_goes_on_under_its_id(offline):
 
 
 def test_offline_is_said_in_one_line_with_a_command_that_uploads(offline):
-    said = offline.runs[3]["said"]
-    assert len(said) == 1 and "no API key" in said[0] and "\n" not in said[0]
-    command = shlex.split(said[0].partition("upload it with: ")[2])
-    assert command[:2] == ["wandb", "sync"] and command[2].endswith("-killed")
+    first, last = offline.runs[3]["said"]
+    assert "no API key" in first and "\n" not in first and last.startswith("wandb: logged offline; ")
+    command = first.partition("upload it with: ")[2]
+    assert command == last.partition("upload it with: ")[2]
+    assert shlex.split(command)[:2] == ["wandb", "sync"] and command.endswith("-killed")
     with WandbServer() as server:
         env = clean_environment(
             offline.folder.parent / "other home", WANDB_API_KEY=KEY, WANDB_BASE_URL=server.url
         )
-        command[0] = str(Path(sys.executable).with_name("wandb"))
-        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
+        command = command.replace("wandb", str(Path(sys.executable).with_name("wandb")), 1)
+        done = subprocess.run(command, shell=True, env=env, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert [row["tokens"] for row in server.history] == [8] and server.upserts[0]["name"] == "killed"
 

@@ -47,6 +47,15 @@ def clean_environment(home: Path, **more: str) -> dict[str, str]:
     return kept | {"HOME": str(home), "WANDB_CONFIG_DIR": str(home)} | more
 
 
+def records(folder: Path, kind: str, run_id: str, start: int = 0) -> list[dict]:
+    """What the `start`th .wandb file of the run in `folder` holds of a kind of record, by wandb's own reader."""
+    file = sorted(folder.glob(f"wandb/*run-*-{run_id}*/run-{run_id}.wandb"))[start]
+    core = Path(find_spec("wandb").origin).parent / "bin" / "wandb-core"
+    command = [core, "leet", "inspect", "--no-observability", "--json", "--run-file", file, file.parent]
+    found = subprocess.run(command, capture_output=True, check=True).stdout.splitlines()
+    return [record.get(kind, {}) for record in map(json.loads, found) if record["type"] == kind]
+
+
 class Tracked:
     """A process, now over, that had one run after the other. `runs` is what it reported of each,
     `exit_seconds` the time from the end of the last one to its own, `errors` its stderr."""
@@ -87,12 +96,7 @@ class Tracked:
         return self.runs[-1]["end"] + self.exit_seconds
 
     def records(self, kind: str, run_id: str = "abcd1234", start: int = 0) -> list[dict]:
-        """What the run's `start`th .wandb file holds of a kind of record, by wandb's own reader."""
-        file = sorted(self.folder.glob(f"wandb/*run-*-{run_id}*/run-{run_id}.wandb"))[start]
-        core = Path(find_spec("wandb").origin).parent / "bin" / "wandb-core"
-        command = [core, "leet", "inspect", "--no-observability", "--json", "--run-file", file, file.parent]
-        found = subprocess.run(command, capture_output=True, check=True).stdout.splitlines()
-        return [record.get(kind, {}) for record in map(json.loads, found) if record["type"] == kind]
+        return records(self.folder, kind, run_id, start)
 
 
 # ---------------------------------------------------------------------------------------- the process

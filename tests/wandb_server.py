@@ -1,26 +1,31 @@
-"""A server on loopback that speaks as much of W&B's protocol as a run needs."""
+"""A server on loopback that speaks as much of W&B's protocol as a run and a dashboard need."""
 
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+VIEWER = {"id": "dQ==", "entity": "me", "username": "me", "email": "", "flags": "{}", "teams": {"edges": []}}
 FILES = "http://{}/upload/{}"
 
 
 class WandbServer:
-    """``with WandbServer() as server``: `upserts` are the run's properties as sent, `history` its rows,
-    `exits` its exit codes, `files` its files by name, `artifacts` what a table is stored as.
+    """``with WandbServer() as server``: `upserts` are the runs' properties as sent, `history` their rows, `rows` and
+    `summaries` those of each run, `exits` exit codes, `files` files by name, `artifacts` what a table is stored as,
+    `views` the saved workspaces and reports.
 
-    trouble: "silent" never answers, 500 answers everything with that status."""
+    trouble: "silent" never answers, 500 answers everything with that status, "readonly" saves no view."""
 
     def __init__(self, trouble: str | int = "") -> None:
         self.trouble = trouble
+        self.views: list[dict] = []
+        self.rows: dict[str, list[dict]] = {}
+        self.summaries: dict[str, dict] = {}
         self.upserts: list[dict] = []
         self.history: list[dict] = []
         self.exits: list[int] = []
         self.artifacts: list[dict] = []
         self.files: dict[str, bytes] = {}
-        self.runs: set[str] = set()
+        self.runs: dict[str, str] = {}  # id → config, as JSON
         self.over = threading.Event()
         self.http = Server(("127.0.0.1", 0), type("OwnHandler", (Handler,), {"state": self}))
         self.address = f"127.0.0.1:{self.http.server_address[1]}"
@@ -43,10 +48,12 @@ class WandbServer:
 
     def graphql(self, query: str, given: dict) -> dict:
         """The answer to one operation."""
+        if (found := self.dashboard(query, given)) is not None:
+            return found
         if "upsertBucket" in query:
             self.upserts.append(given)
             new = given["name"] not in self.runs
-            self.runs.add(given["name"])
+            self.runs[given["name"]] = given.get("config") or self.runs.get(given["name"], "{}")
             project = {"id": "cA==", "name": given["project"], "entity": {"id": "ZQ==", "name": "me"}}
             return {
                 "upsertBucket": {"bucket": self.bucket(given["name"]) | {"project": project}, "inserted": new}
@@ -59,40 +66,48 @@ class WandbServer:
             files = [{"name": name, "uploadUrl": FILES.format(self.address, name)} for name in given["files"]]
             return {"createRunFiles": {"runID": "cg==", "uploadHeaders": [], "files": files}}
         if "RunResumeStatus" in query and given["name"] in self.runs:
-            more = {"summaryMetrics": "{}", "logLineCount": 0, "historyLineCount": len(self.history),
-                    "eventsLineCount": 0, "historyTail": json.dumps([json.dumps(self.history[-1])]),
-                    "eventsTail": "[]", "tags": [], "notes": "", "wandbConfig": "{}"}  # fmt: skip
-            entity = {"id": "ZQ==", "name": "me"}
-            return {
-                "model": {
-                    "id": "cA==",
-                    "name": "p",
-                    "entity": entity,
-                    "bucket": self.bucket(given["name"]) | more,
-                }
-            }
+            rows = self.rows.get(given["name"], [])
+            more = {"summaryMetrics": "{}", "logLineCount": 0, "historyLineCount": len(rows),
+                    "eventsLineCount": 0, "historyTail": json.dumps([json.dumps(row) for row in rows[-1:]]),
+                    "eventsTail": "[]", "tags": [], "notes": "", "wandbConfig": '{"t": 1}',
+                    "config": self.runs[given["name"]]}  # fmt: skip
+            entity, bucket = {"id": "ZQ==", "name": "me"}, self.bucket(given["name"]) | more
+            return {"model": {"id": "cA==", "name": "p", "entity": entity, "bucket": bucket}}
         if "viewer" in query:
-            teams = {"edges": []}
-            return {
-                "viewer": {
-                    "id": "dQ==",
-                    "entity": "me",
-                    "username": "me",
-                    "email": "",
-                    "flags": "{}",
-                    "teams": teams,
-                }
-            }
+            return {"viewer": VIEWER}
         return {"model": None, "project": None, "serverInfo": {"features": []}}
+
+    def dashboard(self, query: str, given: dict) -> dict | None:
+        """The answer to what wandb-workspaces asks when it saves."""
+        if "upsertView" in query:
+            self.views.append(given)
+            project = {"id": "cA==", "name": given["projectName"], "entityName": given["entityName"]}
+            view = {key: given[key] for key in ("name", "displayName", "description", "type", "spec")}
+            more = {"id": f"Vmlldzo{len(self.views)}", "project": project, "updatedAt": "2026-01-01T00:00:00Z"}
+            return {"upsertView": {"view": view | more, "inserted": True}}
+        if "ProjectInternalId" in query:
+            return {"project": {"id": "cA==", "internalId": "UHJvamVjdEludGVybmFsSWQ6MQ=="}}
+        if "GetProjects" in query:
+            project = {"id": "cA==", "name": "tid", "entityName": "me", "createdAt": "2026-01-01T00:00:00Z",
+                       "isBenchmark": False, "user": None}  # fmt: skip
+            return {
+                "models": {"edges": [{"node": project}], "pageInfo": {"endCursor": None, "hasNextPage": False}}
+            }
+        return None
 
     def bucket(self, name: str) -> dict:
         return {"id": "cg==", "name": name, "displayName": name, "description": "", "config": "{}",
                 "sweepName": None, "historyLineCount": 0}  # fmt: skip
 
-    def stream(self, sent: dict) -> None:
+    def stream(self, run: str, sent: dict) -> None:
         for name, part in sent.get("files", {}).items():
             if name == "wandb-history.jsonl":
-                self.history += [json.loads(line) for line in part["content"]]
+                rows = [json.loads(line) for line in part["content"]]
+                self.history += rows
+                mine = self.rows.setdefault(run, [])
+                mine[part["offset"] :] = rows
+            elif name == "wandb-summary.json":
+                self.summaries[run] = json.loads(part["content"][-1])
         if sent.get("complete"):
             self.exits.append(sent["exitcode"])
 
@@ -114,12 +129,15 @@ class Handler(BaseHTTPRequestHandler):
         if state.trouble == "silent":
             state.over.wait()
             return
-        answer, status = {}, state.trouble or 200
+        answer, status = {}, state.trouble if isinstance(state.trouble, int) else 200
         if status == 200 and self.path == "/graphql":
             asked = json.loads(body)
-            answer = {"data": state.graphql(asked["query"], asked.get("variables") or {})}
+            if state.trouble == "readonly" and "upsertView" in asked["query"]:
+                answer = {"data": None, "errors": [{"message": "permission denied", "path": ["upsertView"]}]}
+            else:
+                answer = {"data": state.graphql(asked["query"], asked.get("variables") or {})}
         elif status == 200 and self.path.endswith("/file_stream"):
-            state.stream(json.loads(body))
+            state.stream(self.path.split("/")[-2], json.loads(body))
         elif status == 200 and "/upload/" in self.path:
             state.files[self.path.partition("/upload/")[2]] = body
         text = json.dumps(answer).encode()

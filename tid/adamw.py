@@ -47,6 +47,10 @@ class FloatMoments:
     def __init__(self, size: int, device: torch.device) -> None:
         self.tensors = torch.zeros(2, size, device=device).unbind()
 
+    def piece(self, start: int, end: int) -> list[Tensor]:
+        """What `update_` wants for the weights start … end − 1."""
+        return [t[start:end] for t in self.tensors]
+
     def views(self, shapes: list[torch.Size]) -> Iterator[tuple[Tensor, Tensor]]:
         """Both moments of each parameter, for a torch optimizer's state; they share memory with these."""
         parts = (moment.split([shape.numel() for shape in shapes]) for moment in self.tensors)
@@ -93,6 +97,15 @@ class LowMoments:
         self.states = [self.make.zeros((size,), signed, block_size, device) for signed in (True, False)]
         self.tensors = [t for state in self.states for t in (state.codes, state.scale, state.qmap)]
 
+    def piece(self, start: int, end: int) -> list[Tensor]:
+        """As FloatMoments.piece; both in whole blocks."""
+        return [t for state in self.states for t in (*self.cut(state, start, end), state.qmap)]
+
+    def cut(self, state: Tensor, start: int, end: int) -> tuple[Tensor, Tensor]:
+        """Codes and scales of the numbers start … end − 1."""
+        per_byte, block = 8 // self.bits, state.block_size
+        return state.codes[start // per_byte : end // per_byte], state.scale[start // block : end // block]
+
     def views(self, shapes: list[torch.Size]) -> Iterator[tuple[Tensor, Tensor]]:
         """As FloatMoments.views."""
         start = 0
@@ -101,9 +114,7 @@ class LowMoments:
             start += shape.numel()
 
     def view(self, state: Tensor, start: int, shape: torch.Size) -> Tensor:
-        end, per_byte = start + shape.numel(), 8 // self.bits
-        codes = state.codes[start // per_byte : end // per_byte]
-        scale = state.scale[start // state.block_size : end // state.block_size]
+        codes, scale = self.cut(state, start, start + shape.numel())
         if self.bits == 8:
             return self.make(codes.view(shape), scale, state.qmap, state.signed, torch.float32)
         return self.make(codes, scale, state.qmap, state.signed, shape, torch.float32)

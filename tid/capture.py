@@ -6,6 +6,19 @@ from typing import Any
 import torch
 
 
+def fuse(owner: Any, *names: str) -> None:
+    """Have torch compile methods of `owner` from here on."""
+    for name in names:
+        setattr(owner, name, torch.compile(getattr(owner, name), dynamic=False))
+
+
+def compile_cache() -> str:
+    """The folder in which torch keeps compiled kernels from one process to the next ($TORCHINDUCTOR_CACHE_DIR)."""
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+    return cache_dir()
+
+
 class Graph:
     """A function of no arguments over device tensors, captured. Calling replays it and returns what the recorded
     call returned, whose tensors are written anew at each replay.
@@ -31,6 +44,7 @@ class Graph:
                 function()
         torch.cuda.current_stream().wait_stream(stream)
         torch.cuda.synchronize()
+        torch.cuda.empty_cache()  # a graph takes memory of its own
 
     def __call__(self) -> Any:
         self.graph.replay()

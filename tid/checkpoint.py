@@ -3,8 +3,10 @@
 import os
 import pickle
 import shutil
+import threading
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -57,6 +59,76 @@ def link(source: Path, path: Path) -> None:
         shutil.copyfile(source, temporary)
     temporary.replace(path)
     flush_folder(path.parent)
+
+
+class Writer:
+    """Writes checkpoints one after the other; with `background`, in a thread while the next steps run on the GPU.
+
+    The state is copied to the host before a call returns, into memory that is kept for the next time. An error of the
+    thread is raised by the next call, or by `wait`.
+    """
+
+    def __init__(self, background: bool = False) -> None:
+        self.background = background
+        self.thread: threading.Thread | None = None
+        self.error: BaseException | None = None
+        self.buffers: dict[tuple, torch.Tensor] = {}
+
+    def __enter__(self) -> "Writer":
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self.wait()
+
+    def __call__(self, state: dict, path: Path, also: Path | None = None) -> None:
+        """Write `state` to `path`, and make `also` the same file."""
+        self.wait()
+        if not self.background:
+            self.write(state, path, also)
+            return
+        copied = self.on_host(state)
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
+        self.thread = threading.Thread(target=self.guarded, args=(copied, path, also))
+        self.thread.start()
+
+    @property
+    def busy(self) -> bool:
+        """Is something still being written?"""
+        return self.thread is not None and self.thread.is_alive()
+
+    def write(self, state: dict, path: Path, also: Path | None) -> None:
+        save(state, path)
+        if also:
+            link(path, also)
+
+    def guarded(self, *arguments: Any) -> None:
+        try:
+            self.write(*arguments)
+        except BaseException as error:
+            self.error = error
+
+    def on_host(self, state: Any, where: tuple = ()) -> Any:
+        """A copy of nested values, of its own, with tensors in the host's memory."""
+        if isinstance(state, dict):
+            return {key: self.on_host(value, (*where, key)) for key, value in state.items()}
+        if isinstance(state, list | tuple):
+            return type(state)(self.on_host(value, (*where, number)) for number, value in enumerate(state))
+        if type(state) not in (torch.Tensor, torch.nn.Parameter):
+            return state.to("cpu", copy=True) if isinstance(state, torch.Tensor) else state
+        buffer = self.buffers.get(where)
+        if buffer is None or buffer.shape != state.shape:
+            buffer = self.buffers[where] = torch.empty(state.shape, dtype=state.dtype, pin_memory=state.is_cuda)
+        return buffer.copy_(state.detach(), non_blocking=True)
+
+    def wait(self) -> None:
+        """Until what was handed over is on the disk. Raises what kept it from getting there."""
+        if self.thread:
+            self.thread.join()
+            self.thread = None
+        error, self.error = self.error, None
+        if error:
+            raise error
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> dict:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ from pydantic import BaseModel, ConfigDict
 
 from tid import cli, config
 from tid.config import ConfigError
-from tid.handle import first_line
+from tid.offline import sync_command
+from tid.tracking import asking
 
 
 class DashboardConfig(BaseModel):
@@ -31,18 +33,26 @@ check = partial(config.check, schema=DashboardConfig)
 @cli.entry("dashboard", check=check)
 def main(cfg: DictConfig) -> None:
     settings = check(config.plain(cfg))
-    where = place(Path(settings.sweep), settings.entity)
+    folder = Path(settings.sweep)
+    where, question = place(folder, settings.entity), question_of(folder)
     if importlib.util.find_spec("wandb_workspaces") is None:
         raise ConfigError("a dashboard needs the package wandb-workspaces: pip install wandb-workspaces")
-    for made in (workspace(**where), report(**where, question=question_of(Path(settings.sweep)))):
-        if settings.dry_run:
-            print(f"{type(made).__name__}: {getattr(made, 'name', None) or made.title}")
-            continue
-        try:
+    if settings.dry_run:
+        print(f"Workspace: sweep {where['group']}\nReport: Sweep {where['group']}")
+        return
+    if upload := sync_command(path.parent for path in folder.glob("*/config.yaml")):
+        print(f"warning: it will lack what was logged offline and is not uploaded yet: {upload}", file=sys.stderr)
+    save(where, question)
+
+
+def save(where: dict[str, str], question: str) -> None:
+    """Save both and print their addresses. Raises ConfigError when W&B does not take them."""
+    with asking() as default_entity:
+        where = where | {"entity": where["entity"] or default_entity}
+        for make in (partial(workspace, **where), partial(report, **where, question=question)):
+            made = make()
             made.save()
-        except Exception as error:  # not logged in, no network, no such project
-            raise ConfigError(f"W&B did not take it: {first_line(error)}") from None
-        print(made.url)
+            print(f"{type(made).__name__}: {made.url}", flush=True)
 
 
 def place(folder: Path, entity: str | None) -> dict[str, str]:
@@ -50,7 +60,7 @@ def place(folder: Path, entity: str | None) -> dict[str, str]:
     for file in sorted(folder.glob("*/config.yaml")):
         run = yaml.safe_load(file.read_text(encoding="utf-8"))
         tracker = run["tracker"]
-        if tracker["_target_"].endswith(".Wandb"):
+        if tracker["_target_"].endswith(".Wandb") and tracker["mode"] != "disabled":
             return {
                 "entity": entity or tracker["entity"] or "",
                 "project": tracker["project"],
@@ -70,17 +80,18 @@ def panels() -> list[Any]:
     """bpc against drop rate, parallel coordinates, and curves by scorer with the seeds as bands."""
     import wandb_workspaces.reports.v2 as wr
 
-    scorer, rate = wr.Config("scorer._target_"), wr.Config("drop_schedule.rate")
-    schedule, mode = wr.Config("drop_schedule._target_"), wr.Config("drop_mode._target_")
-    final, best = wr.SummaryMetric("final/val_bpc"), wr.SummaryMetric("best/val_bpc")
-    axes = [scorer, schedule, mode, rate, wr.SummaryMetric("drop_rate"), wr.SummaryMetric("seconds"), best, final]
-    bands = {"groupby": "scorer._target_", "groupby_aggfunc": "mean", "groupby_rangefunc": "stddev"}
+    names = [wr.Config(f"dropping.{group}") for group in ("scorer", "selector", "drop_mode", "drop_schedule")]
+    figures = [wr.SummaryMetric(name) for name in ("drop_rate", "seconds", "best/val_bpc", "final/val_bpc")]
+    axes = [wr.ParallelCoordinatesPlotColumn(axis) for axis in [*names, wr.Config("drop_schedule.rate"), *figures]]
+    lines = partial(wr.LinePlot, x="tokens", groupby_aggfunc="mean", groupby_rangefunc="stddev")
+    by_scorer, by_seed = {"groupby": "dropping.scorer"}, {"groupby": "dropping.configuration"}
     return [
-        wr.ScatterPlot(title="final bpc against the drop rate", x=wr.SummaryMetric("drop_rate"), y=final),
-        wr.ParallelCoordinatesPlot(columns=[wr.ParallelCoordinatesPlotColumn(axis) for axis in axes]),
-        wr.LinePlot(title="validation bpc by scorer, seeds as bands", x="tokens", y=["val/bpc"], **bands),
-        wr.LinePlot(title="drop rate", x="tokens", y=["drop/rate_realised"], **bands),
-        wr.LinePlot(title="training loss by scorer", x="tokens", y=["train/loss"], **bands),
+        wr.ScatterPlot(title="final bpc against the drop rate", x=figures[0], y=figures[-1]),
+        wr.ParallelCoordinatesPlot(columns=axes),
+        lines(title="validation bpc by scorer, its runs as a band", y=["val/bpc"], **by_scorer),
+        lines(title="validation bpc by configuration, its seeds as a band", y=["val/bpc"], **by_seed),
+        lines(title="drop rate by configuration", y=["drop/rate_realised"], **by_seed),
+        lines(title="training loss by scorer", y=["train/loss"], **by_scorer),
     ]
 
 

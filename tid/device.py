@@ -1,6 +1,7 @@
 """Where a run computes and in what precision, and whether that can end within reason."""
 
 import ctypes
+import os
 import shlex
 import time
 from collections.abc import Sequence
@@ -29,6 +30,12 @@ def choose_device(device: str) -> torch.device:
         f"device=cuda: PyTorch {torch.__version__} ({built}) sees no CUDA device; check nvidia-smi and "
         "the driver, or use device=cpu"
     )
+
+
+def where(device: torch.device) -> dict[str, str | None]:
+    """For status.json: the device, a GPU by its UUID as in `nvidia-smi -L`, and what CUDA_VISIBLE_DEVICES said."""
+    name = f"GPU-{torch.cuda.get_device_properties(device).uuid}" if device.type == "cuda" else device.type
+    return {"device": name, "cuda_visible_devices": os.environ.get("CUDA_VISIBLE_DEVICES")}
 
 
 def choose_precision(precision: str, device: torch.device) -> str:

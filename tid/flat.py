@@ -23,6 +23,8 @@ from tid.precision import AUTOCAST
 from tid.twin import Twin, matrices_of, split_like, twin_shapes
 from tid.update import Update
 
+MOST_AT_ONCE, ALIGNED = 2**23, 256  # weights that one kernel updates, and of what their number is a multiple
+
 
 class FlatUpdate(Update):
     """`Update` on flat storage, of which the weights of `model` become views; passes go through twins.
@@ -102,9 +104,13 @@ class FlatUpdate(Update):
         return self.gradients.stream.record_event() if self.gradients.stream else None
 
     def update_(self, p: Tensor, g: Tensor, copy: Tensor | None, moments: Any, due: tuple, c: Constants) -> None:
-        """AdamW's update in place."""
+        """AdamW's update in place, of one piece after the other: torch tunes a kernel on copies of what it changes."""
         bits = (moments.bits,) if isinstance(moments, LowMoments) else ()
-        self.kernels[type(moments)](p, g, copy, *moments.tensors, *due, c, *bits)
+        size = piece_size(len(p))
+        for start in range(0, len(p), size):
+            here = slice(start, start + size)
+            its = moments.piece(start, start + size)
+            self.kernels[type(moments)](p[here], g[here], None if copy is None else copy[here], *its, *due, c, *bits)
 
     def part_of(self, flat: Tensor | None, part: int) -> Tensor | None:
         """The part of flat storage (N,) that is gradient part `part`."""
@@ -124,6 +130,10 @@ class FlatUpdate(Update):
         with self.gradients.beside():
             yield
         self.gradients.hold(*read)
+
+    @property
+    def input_gradient(self) -> Tensor:
+        return self.gradients.input_gradient
 
     def table(self) -> Tensor:
         self.scoring.wait(0)
@@ -241,6 +251,14 @@ class FlatMuon(FlatUpdate):
 def flat_update(optim: Any, model: Decoder) -> type[FlatUpdate] | None:
     """The flat update that stands in for the optimizer, None for one that nobody knows here."""
     return next((kind for kind in (FlatAdamW, FlatMuon) if kind.suits(optim, model)), None)
+
+
+def piece_size(size: int) -> int:
+    """The largest whole fraction of `size` up to MOST_AT_ONCE and in multiples of ALIGNED; `size` if there is none."""
+    for count in range(-(-size // MOST_AT_ONCE), 1024):
+        if size % (count * ALIGNED) == 0:
+            return size // count
+    return size
 
 
 def flatten(parameters: list[nn.Parameter]) -> Tensor:

@@ -51,6 +51,7 @@ class Gradients:
         self.rows: list[tuple[Tensor, Tensor]] = []
         self.held: deque = deque()
         self.last = False
+        self.input_gradient: Tensor | None = None
         self.norm_sums.zero_()
 
     def sink(self, kind: str, number: int) -> Any:
@@ -108,8 +109,10 @@ class Gradients:
         self.hold(dh, x, inverse)
 
     def take_rows(self, dy: Tensor, tokens: Tensor) -> None:
-        """Add dy (N, C) to the rows of the embedding that tokens (N,) name, once the backward pass is over."""
+        """Add dy (N, C) to the rows of the embedding that tokens (N,) name, once the backward pass is over. Of several
+        passes the first comes last: `input_gradient` is then its."""
         self.rows.append((dy, tokens))
+        self.input_gradient = dy
 
     def norms(self) -> Tensor:
         """Gradient of all norms' weights, one after the other (n · C,)."""

@@ -13,6 +13,7 @@ import torch
 from omegaconf import OmegaConf
 
 from tid import checkpoint, distributed
+from tid.capture import compile_cache
 from tid.config import ConfigError, RunConfig, doubts, dropping_names, is_baseline, run_hash, run_slug
 from tid.data import Corpus, load_corpus
 from tid.data.batches import Batches
@@ -142,6 +143,7 @@ def assemble(
         log_every=settings.log_every,
         eval_every=settings.eval_every,
         checkpoint_every=settings.checkpoint_every,
+        writer=checkpoint.Writer(background=device.type == "cuda"),
         should_stop=functools.partial(parts["pruner"].verdict, config, folder),
         probe=probe(
             settings.diagnostics, corpus, context=settings.context, batch_size=settings.batch_size,
@@ -215,6 +217,9 @@ def carry_out(run: Run, state: dict | None, tracker: Any, started: float) -> Non
     what = code | where(run.step.device)
     write_status(run.folder, "running", step=run.done, total_steps=run.total_steps, **what)
     introduce(run)
+    run.step.on_capture = lambda seconds: run.log.say(
+        f"compiled and captured a step in {seconds:.1f} s; the compiled kernels are kept in {compile_cache()}"
+    )
     with tracker.start(tracked(run)) as run.tracker:
         start_seconds = time.perf_counter() - started
         fit(run)

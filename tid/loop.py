@@ -55,6 +55,7 @@ class Run:
     should_stop: Callable[[dict], str | None] = lambda row: None  # asked after every evaluation: why, if it should
     peers: Alone = field(default_factory=Alone)  # the processes that train it together
     stopped: str | None = None  # why it was stopped early
+    writer: checkpoint.Writer = field(default_factory=checkpoint.Writer)
     tracker: Any = None  # a handle of tid.tracking
     probe: Any = None  # figures about what is dropped, of tid.diagnostics
     done: int = 0  # updates made
@@ -82,7 +83,7 @@ def fit(run: Run) -> None:
     """
     step, watch = run.step, Stopwatch(run.step.device)
     started = time.perf_counter() - run.seconds
-    with Progress(run.total_steps, run.done, run.log) as progress, StopRequest() as stop:
+    with Progress(run.total_steps, run.done, run.log) as progress, StopRequest() as stop, run.writer:
         while run.done < run.total_steps:
             with watch:
                 step(run.done)
@@ -228,10 +229,8 @@ def save(run: Run) -> None:
     """Write last.pt, and make it best.pt too when its evaluation is the best so far."""
     facts = {name: getattr(run, name) for name in (*RESUMED, "config", "data")}
     state = {"run": facts | {"precision": run.step.precision}, "train": run.step.state_dict()}
-    last = run.checkpoints / checkpoint.LAST
-    checkpoint.save(state, last)
-    if run.best and run.best["step"] == run.done:
-        checkpoint.link(last, run.checkpoints / checkpoint.BEST)
+    best = run.best and run.best["step"] == run.done
+    run.writer(state, run.checkpoints / checkpoint.LAST, run.checkpoints / checkpoint.BEST if best else None)
     write_status(run.folder, "running", step=run.done, total_steps=run.total_steps)
 
 

@@ -100,12 +100,12 @@ class Watch:
         self.dropout, self.e, self.num_layers, self.beside = dropout, evidence, num_layers, beside
         self.received: list[Tensor] = []
         self.found: Tensor | None = None
-        self.input: Tensor | None = None
+        self.hooked = False
 
     def inputs(self, x: Tensor) -> None:
-        """x (B, T, C): the embeddings as they enter the first layer."""
-        if self.dropout.scorer.needs == "gradients" and self.input is None:
-            self.input = x
+        """x (B, T, C): the embeddings as they enter the first layer. Twins need not tell: their update knows."""
+        if self.dropout.scorer.needs == "gradients" and not self.hooked:
+            self.hooked = True
             x.register_hook(self.gradient)
 
     def gradient(self, gradient: Tensor) -> None:
@@ -126,11 +126,13 @@ class Watch:
             self.found = self.dropout.from_logits(shaped, vocabulary, self.e)
 
     @torch.no_grad()
-    def scores(self, per_loss: Tensor | float) -> Tensor:
-        """Scores (B, T), after the backward pass. per_loss: what turns its gradients into those of the summed loss."""
+    def scores(self, per_loss: Tensor, gradient: Tensor | None) -> Tensor:
+        """Scores (B, T), after the backward pass. per_loss: what turns its gradients into those of the summed loss;
+        gradient: that of the embeddings, where the update knows it."""
         needs = self.dropout.scorer.needs
         if needs == "logits":
             return self.found
         if needs == "attention":
             return self.dropout.scorer(replace(self.e, attention=torch.stack(self.received))).float()
-        return self.dropout.scorer(replace(self.e, gradients=self.found * per_loss)).float()
+        found = self.found if gradient is None else gradient.view(*self.e.tokens.shape, -1).float()
+        return self.dropout.scorer(replace(self.e, gradients=found * per_loss)).float()

@@ -6,6 +6,8 @@ decides what schedule and text tell without asking the device (`plan`): whether 
 that gather, how many tokens a row can keep. On CUDA the step is compiled and captured, one graph for each decision.
 """
 
+import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
@@ -14,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from tid import distributed
-from tid.capture import Graph, to_cpu
+from tid.capture import Graph, fuse, to_cpu
 from tid.data.batches import Batches
 from tid.drop_modes import Batch, DropMode, Loss, plain_loss
 from tid.dropout import Choice, TokenDropout, cached, score_flops
@@ -28,12 +30,6 @@ from tid.update import Update
 COUNTS = ("dropped", "droppable", "bad_rows", "unscored", "score_ages")
 COLUMNS = ("train_loss", "grad_norm", *COUNTS)
 PLAIN = DropMode()
-
-
-def fuse(owner: Any, *names: str) -> None:
-    """Have torch compile methods of `owner` from here on."""
-    for name in names:
-        setattr(owner, name, torch.compile(getattr(owner, name), dynamic=False))
 
 
 class TrainStep:
@@ -86,6 +82,7 @@ class TrainStep:
         self.score_watch = Stopwatch(device)
         self.train_flops, self.score_flops = 0.0, 0.0
         self.fast, self.graphs, self.pool = fast, {}, None
+        self.on_capture: Callable[[float], None] = lambda seconds: None
         if fast:
             self.compile()
 
@@ -102,6 +99,8 @@ class TrainStep:
         """Have torch compile what is worth fusing and has not been: a flat update's twins are made of such pieces. A
         handful of numbers takes as long as a thousand, so the bookkeeping is worth it too."""
         fuse(self, "micro_batch", "none_dropped", "tally", "record")
+        if self.cache:
+            fuse(self.cache, "recall", "store")
         if self.updating.capturable:
             fuse(self.updating, "judge", "gradient_norm", "move")
         else:
@@ -161,6 +160,7 @@ class TrainStep:
             return *self.gradients(*key), [p.grad for p in self.updating.parameters]
 
         if key not in self.graphs:
+            started = time.perf_counter()
             before = to_cpu(self.state_dict())
             Graph.prepare(lambda: self.update(*key))
             self.load_state_dict(before)
@@ -168,6 +168,7 @@ class TrainStep:
             function = (lambda: self.update(*key)) if self.updating.capturable else gradients
             self.graphs[key] = Graph(function, self.pool)
             self.updating.forget()
+            self.on_capture(time.perf_counter() - started)
         return self.graphs[key]
 
     def release(self) -> None:
@@ -197,7 +198,8 @@ class TrainStep:
             self.updating.backward(loss.objective / parts, micro, last)
             if watch:
                 predictions = self.samples * self.batches.context  # the loss is their mean
-                scores = distributed.gather_rows(watch.scores(predictions / self.updating.scale))
+                scores = watch.scores(predictions / self.updating.scale, self.updating.input_gradient)
+                scores = distributed.gather_rows(scores)
                 self.cache.store(samples, scores, keep, self.step)
             self.tally(objective, totals, loss.objective.detach(), loss.nats.detach(), counts)
         return objective, totals
@@ -225,7 +227,7 @@ class TrainStep:
         self.record(totals, grad_norm)
 
     def record(self, totals: Tensor, grad_norm: Tensor) -> None:
-        """Note a step's figures, and count it."""
+        """Note a step's figures, count it."""
         row = torch.cat((totals[:1], grad_norm[None], totals[1:]))
         self.metrics.index_copy_(0, (self.step % len(self.metrics))[None], row[None])
         self.step += 1

@@ -137,8 +137,6 @@ class Twin(Decoder):
         last: int | None = None,
     ) -> Tensor:
         rope, branch = self.rope(x.shape[1]) if rope is None else rope, None
-        if self.watch and not first:
-            self.watch.inputs(x)
         for number in range(*slice(first, last).indices(len(self.blocks))):
             self.wait(number + 1)
             x, branch = self.blocks[number](x, branch, rope, visible)

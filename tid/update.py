@@ -49,6 +49,12 @@ class Update:
         """The context for work that reads the tensors `read`, and that nothing before `backward` has to wait for."""
         return nullcontext()
 
+    @property
+    def input_gradient(self) -> Tensor | None:
+        """After `backward`: the gradient of the embeddings in the micro-batch's first pass, (B · T, C), 0 where a token
+        was dropped; None where nobody noted it."""
+        return None
+
     def table(self) -> Tensor:
         """The float32 token embeddings (V or more, C), within a step."""
         return self.model.embed_tokens.weight.detach()

@@ -1,7 +1,7 @@
 """TID's sweeper and launcher, as Hydra wants them. What they do is in tid.sweep; importing this is quick."""
 
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,31 +16,15 @@ from omegaconf import DictConfig, OmegaConf
 OPTIONS = ("dry_run", "fail_fast", "retry_failed", "question")
 
 
-class LocalLauncher(Launcher):
-    """Every run in a process of its own on this machine: see tid.sweep.pool.
+class CellLauncher(Launcher):
+    """A launcher of TID's: `run_cells` brings cells to an end, each with its new `state`, and returns 0 or the number
+    of the signal that stopped it."""
 
-    slots, slots_per_gpu, threads, retries: see conf/hydra/launcher/local.yaml.
-    """
-
-    def __init__(self, slots: int | None, slots_per_gpu: int, threads: int, retries: int) -> None:
-        from tid.config import ConfigError
-
-        given = {"slots": slots, "slots_per_gpu": slots_per_gpu, "threads": threads, "retries": retries}
-        for name, value in given.items():
-            least = 0 if name == "retries" else 1
-            if not (value is None and name == "slots") and (type(value) is not int or value < least):
-                raise ConfigError(f"hydra.launcher.{name}: wanted a whole number of at least {least}, got {value!r}")
-        self.slots, self.slots_per_gpu, self.threads, self.retries = slots, slots_per_gpu, threads, retries
+    here = False  # do the cells run on this machine?
+    run_cells: Callable[[list, Any], int]
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.context, self.config = hydra_context, config
-
-    def run_cells(self, cells: list, screen: Any) -> int:
-        """Bring `cells` to an end, each with its new `state`; 0, or the number of the signal that stopped it."""
-        from tid.sweep.pool import Pool, make_slots
-
-        slots = make_slots(self.slots, self.slots_per_gpu, self.threads, self.config.device)
-        return Pool(slots, self.threads, self.retries, self.config.fail_fast, screen).run(cells)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """For other sweepers than TID's. A job that failed returns the reason as an exception."""
@@ -55,13 +39,68 @@ class LocalLauncher(Launcher):
             configs.append({key: value for key, value in plain(composed).items() if key != "hydra"})
         cells = make_cells(configs, [list(job) for job in job_overrides], self.config.retry_failed)
         todo = [cell for cell in cells if cell.to_run]
-        check_all(todo, here=True)
+        check_all(todo, self.here)
         for cell in todo:
             freeze(cell)
         if self.run_cells(todo, Screen(cells)):
             raise KeyboardInterrupt
         ended = {cell.name: cell for cell in cells}
         return [job_return(job, config, ended) for job, config in zip(job_overrides, configs, strict=True)]
+
+
+class LocalLauncher(CellLauncher):
+    """Every run in a process of its own on this machine: see tid.sweep.pool.
+
+    slots, slots_per_gpu, threads, retries: see conf/hydra/launcher/local.yaml.
+    """
+
+    here = True
+
+    def __init__(self, slots: int | None, slots_per_gpu: int, threads: int, retries: int) -> None:
+        from tid.config import ConfigError
+
+        given = {"slots": slots, "slots_per_gpu": slots_per_gpu, "threads": threads, "retries": retries}
+        for name, value in given.items():
+            least = 0 if name == "retries" else 1
+            if not (value is None and name == "slots") and (type(value) is not int or value < least):
+                raise ConfigError(f"hydra.launcher.{name}: wanted a whole number of at least {least}, got {value!r}")
+        self.slots, self.slots_per_gpu, self.threads, self.retries = slots, slots_per_gpu, threads, retries
+
+    def run_cells(self, cells: list, screen: Any) -> int:
+        from tid.sweep.pool import Pool, make_slots
+
+        slots = make_slots(self.slots, self.slots_per_gpu, self.threads, self.config.device)
+        return Pool(slots, self.threads, self.retries, self.config.fail_fast, screen).run(cells)
+
+
+class SlurmLauncher(CellLauncher):
+    """Every run as a job of a SLURM cluster: see tid.sweep.on_slurm and conf/hydra/launcher/slurm.yaml."""
+
+    def __init__(self, **parameters: Any) -> None:
+        self.parameters = {name: as_python(value) for name, value in parameters.items()}
+
+    def run_cells(self, cells: list, screen: Any) -> int:
+        from tid.sweep.carry import Carrier
+        from tid.sweep.on_slurm import Slurm
+
+        return Carrier(Slurm(**self.parameters), self.config.fail_fast, screen).run(cells)
+
+
+class RayLauncher(CellLauncher):
+    """Every run as a task of a Ray cluster: see tid.sweep.on_ray and conf/hydra/launcher/ray_cluster.yaml."""
+
+    def __init__(self, ray: Any) -> None:
+        self.ray = as_python(ray)
+
+    def run_cells(self, cells: list, screen: Any) -> int:
+        from tid.sweep.carry import Carrier
+        from tid.sweep.on_ray import Ray
+
+        return Carrier(Ray(**self.ray), self.config.fail_fast, screen).run(cells)
+
+
+def as_python(value: Any) -> Any:
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
 
 
 def job_return(job: Sequence[str], config: dict, cells: dict) -> JobReturn:
@@ -105,12 +144,12 @@ class CellSweeper(Sweeper):
                 write_text(file, json.dumps(configs))
 
         options = {name: self.config[name] for name in OPTIONS}
-        here = isinstance(self.launcher, LocalLauncher)
+        here = getattr(self.launcher, "here", False)
         cells = conduct.conduct(configs, settings, options, self.launch, here, remember)
         return [str(cell.folder) for cell in cells]
 
     def launch(self, cells: list, screen: Any) -> int:
-        if isinstance(self.launcher, LocalLauncher):
+        if isinstance(self.launcher, CellLauncher):
             return self.launcher.run_cells(cells, screen)
         return launch_elsewhere(self.launcher, cells)
 
@@ -136,7 +175,7 @@ class OptunaSweeper(CellSweeper):
         folder = Path(self.config.output_dir, self.config.name)
         search = Search(self.config.name, folder / ".sweep", space, **self.options)
         composer = grid.Composer(self.config.hydra.job.config_name)
-        here, runs = isinstance(self.launcher, LocalLauncher), {}
+        here, runs = getattr(self.launcher, "here", False), {}
 
         def cells_of(settings: list[str]) -> list:
             meant = [[*fixed, *settings, seed] for seed in seeds]
@@ -157,6 +196,7 @@ class OptunaSweeper(CellSweeper):
         stopped = search.run(study, cells_of, launch)
         screen.say(report(study, search.objective))
         screen.say(f"study: {search.storage}\n{conduct.compare_command([folder])}")
+        screen.uploading(map(Path, runs.values()))
         if stopped:
             screen.say(f"the same command goes on where it stopped: {conduct.command()}")
             raise SystemExit(128 + stopped)
@@ -188,7 +228,7 @@ def launch_elsewhere(launcher: Launcher, cells: list) -> int:
     return stopped
 
 
-PLUGINS = (LocalLauncher, CellSweeper, OptunaSweeper)
+PLUGINS = (LocalLauncher, SlurmLauncher, RayLauncher, CellSweeper, OptunaSweeper)
 
 
 def register() -> None:

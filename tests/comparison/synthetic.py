@@ -12,6 +12,7 @@ from tid.logs import jsonable, write_csv, write_json, write_text
 
 COLUMNS = ["document", "tokens", "characters", "bytes", "final_nats", "best_nats"]
 DATA = {"text": "builtin-51d6a7c8", "train.jsonl": "a" * 64, "val.jsonl": "b" * 64}
+MOMENT = {"started": "2026-01-01T00:00:00+00:00", "updated": "2026-01-01T01:00:00+00:00"}
 
 
 def settings(**changes) -> dict:
@@ -48,6 +49,7 @@ def write_run(
     score_share: float = 0.0,
     step_ms: float = 10.0,
     flops_in_rows: bool = True,
+    halves: bool = True,
     document_count: int = 40,
     status: dict | None = None,
     **summary,
@@ -63,11 +65,10 @@ def write_run(
     shape -= (shape * sizes[:, 0]).sum() / sizes[:, 0].sum()  # the mean over tokens stays as asked
     nats = {"final": sizes[:, 0] * (loss + shape), "best": sizes[:, 0] * ((best or loss) + shape)}
     costs = {"train_flops": 1e9 * done, "score_flops": 1e9 * score_share * done, "step_ms": step_ms * (1 + score_share)}
-    rows = metric_rows(run, done, nats, sizes, costs, score_share, flops_in_rows)
+    rows = metric_rows(run, done, nats, sizes, costs, score_share, flops_in_rows, halves)
     write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(run)))
     write_text(folder / "logs/metrics.jsonl", "".join(json.dumps(jsonable(row)) + "\n" for row in rows))
-    moment = {"started": "2026-01-01T00:00:00+00:00", "updated": "2026-01-01T01:00:00+00:00"}
-    facts = {"state": state, "reason": reason, "step": done, "total_steps": total, **moment, "host": "far", "pid": 1}
+    facts = {"state": state, "reason": reason, "step": done, "total_steps": total, **MOMENT, "host": "far", "pid": 1}
     if state == "done":
         write_csv(folder / "documents.csv", COLUMNS, ([i, *map(int, s), f, b] for i, (s, f, b) in
                   enumerate(zip(sizes, nats["final"], nats["best"], strict=True))))  # fmt: skip
@@ -89,7 +90,7 @@ def figures(nats: np.ndarray, sizes: np.ndarray, prefix: str = "val") -> dict:
 
 
 def metric_rows(
-    run: dict, done: int, nats: dict, sizes: np.ndarray, costs: dict, score_share: float, flops: bool
+    run: dict, done: int, nats: dict, sizes: np.ndarray, costs: dict, score_share: float, flops: bool, halves: bool
 ) -> list:
     """A curve that falls from 3 nats above the best to the best half way, then goes straight to the final value."""
     rows, half = [], run["total_steps"] / 2
@@ -107,6 +108,9 @@ def metric_rows(
             late = 0.0 if step < half else (step - half) / half
             mixed = (1 - late) * nats["best"] + late * nats["final"] + early * sizes[:, 0]
             row |= figures(mixed, sizes)
+            even, odd = figures(mixed[::2], sizes[::2], "val_select"), figures(mixed[1::2], sizes[1::2], "val_report")
+            del odd["val_report_perplexity"]
+            row |= ({"val_select_loss": even["val_select_loss"]} | odd) if halves else {}
         row["seconds"] = step * costs["step_ms"] / 1000
         rows.append(row)
     return rows
@@ -140,6 +144,7 @@ def made_summary(
         "data": DATA,
         "hash": config.run_hash(run),
         "git_sha": "c" * 40,
+        "source": "d" * 12,
         "versions": {"tid": "0.1.0", "torch": "2.13.0+cpu", "python": "3.11.7"},
         "command": "tid/train.py",
     }

@@ -25,7 +25,7 @@ def outputs(tmp_path_factory):
     root = tmp_path_factory.mktemp("compare") / "outputs"
     synthetic.sweep(root, scorers=("entropy",), schedules=("constant",), seeds=2)
     other = synthetic.settings(scorer="grad_norm", drop_schedule="constant", name="other sweep")
-    synthetic.write_run(root, other, git_sha="e" * 40)
+    synthetic.write_run(root, other, source="e" * 12)
     return root
 
 

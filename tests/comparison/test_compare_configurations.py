@@ -112,7 +112,7 @@ def test_the_same_cell_in_two_sweeps_counts_once(tmp_path):
 
 CHANGES = {
     "data": {"data": {**synthetic.DATA, "val.jsonl": "d" * 64}},
-    "code": {"git_sha": "e" * 40 + "-dirty"},
+    "code": {"source": "e" * 12},
     "budget": {"steps": 100, "tokens": 102400},
     "precision": {"precision": "bf16"},
     "device": {"device": "NVIDIA H100"},
@@ -143,6 +143,15 @@ def test_all_differences_are_told_at_once(tmp_path):
 def test_texts_of_one_content_are_one_whatever_they_are_called(tmp_path):
     other = {"data": {**synthetic.DATA, "text": "renamed-12345678"}}
     assert agreement.insist(made(tmp_path, {"seed": 0}) + made(tmp_path, {"seed": 1}, **other), []) == {}
+
+
+def test_code_is_its_sources_whatever_the_commit_and_the_commit_where_those_are_not_known(tmp_path):
+    runs = made(tmp_path, {"seed": 0}) + made(tmp_path, {"seed": 1}, git_sha="e" * 40)
+    assert agreement.insist(runs, []) == {}
+    old = made(tmp_path, {"seed": 2}, source=None)
+    assert agreement.insist([runs[0], *old], []) == {}
+    with pytest.raises(ConfigError, match=r"(?s)differ in code.*commit eeeeeeeeee.*commit cccccccccc"):
+        agreement.insist([runs[1], *old], [])
 
 
 def test_data_that_differ_are_never_in_one_row_even_when_allowed(tmp_path):

@@ -9,7 +9,7 @@ import subprocess
 import pytest
 import synthetic
 
-from tid.comparison import page, report
+from tid.comparison import drawing, page, plots, report
 from tid.comparison.folders import read_all
 from tid.comparison.report import Question
 
@@ -97,6 +97,26 @@ def test_each_configuration_is_the_same_in_tables_and_figures(text, found):
 def test_the_same_runs_make_the_same_page(found, text):
     again = page.html(found, "Comparison of <b>outputs</b>", ["Which scorer & why?"], "python -m tid.compare 'a b'")
     assert again == text
+
+
+def test_a_configuration_that_diverged_does_not_flatten_the_others(tmp_path):
+    synthetic.sweep(tmp_path)
+    synthetic.write_run(tmp_path, synthetic.settings(name="sweep", scorer="position"), loss=9.0)
+    found = compared(tmp_path)
+    assert len(drawing.framed(found)) == len(found.rows) - 1
+    shown = plots.figures(found)
+    for name, along in (("curves", "y"), ("cost", "y"), ("forest", "x")):
+        figure, words = shown[name]
+        axes = figure.axes[-1]
+        high = (axes.get_ylim() if along == "y" else axes.get_xlim())[1]
+        means = [row.views["final"].mean for row in found.rows]
+        assert max(means[:-1]) < high < max(means[:-1]) + (max(means[:-1]) - min(means)) < means[-1], name
+        assert "position · linear_decay" in words or any("→" in text.get_text() for text in axes.texts)
+
+
+def test_few_or_equal_means_have_no_fence(tmp_path):
+    synthetic.write_run(tmp_path, synthetic.settings(name="s"))
+    assert drawing.fence(compared(tmp_path)) == float("inf")
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,9 @@
 """What fits: the largest batch and the largest model under a hard cap on the GPU's memory."""
 
 import dataclasses
+import multiprocessing
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,7 +65,7 @@ def what_fits(setup: Setup, variant: Variant, ladder: list[list[int]], say: Call
     def fits(shape: GPT, batch_size: int) -> bool:
         key = (shape, batch_size)
         if key not in trials:
-            trials[key] = attempt(dataclasses.replace(setup, shape=shape), variant, batch_size)
+            trials[key] = apart(dataclasses.replace(setup, shape=shape), variant, batch_size)
             found = trials[key]
             words = found.failed or f"{found.reserved / 2**30:.2f} GiB"
             say(f"  {variant.optim_name}, {millions(shape)}M parameters, batch {batch_size}: {words}")
@@ -84,6 +86,17 @@ def what_fits(setup: Setup, variant: Variant, ladder: list[list[int]], say: Call
         None if model is None else trials[model, BATCH_STEP],
         len(trials),
     )
+
+
+def apart(setup: Setup, variant: Variant, batch_size: int) -> Trial:
+    """`attempt`, on a GPU in a process of its own under the same cap: what runs out of memory while a CUDA graph is
+    captured leaves torch's allocator in a state in which nothing is freed."""
+    if setup.device.type != "cuda":
+        return attempt(setup, variant, batch_size)
+    cap = torch.cuda.get_per_process_memory_fraction()
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, context, torch.cuda.set_per_process_memory_fraction, (cap,)) as process:
+        return process.submit(attempt, setup, variant, batch_size).result()
 
 
 def attempt(setup: Setup, variant: Variant, batch_size: int) -> Trial:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from tid import checkpoint
 from tid.benchmark.ceilings import wait_for
 from tid.benchmark.race import timed_steps, turn_steps
 from tid.benchmark.variants import DOCUMENT_TOKENS, Setup, Variant, train_step
@@ -78,6 +79,7 @@ def new_run(setup: Setup, step: TrainStep, text: Text, cadence: Cadence, folder:
     return Run(
         step, validation, log=log, folder=folder, config={}, data={}, decode=text.decode, total_steps=total_steps,
         log_every=cadence.log_every, eval_every=total_steps, checkpoint_every=total_steps, tracker=Handle(info),
+        writer=checkpoint.Writer(background=setup.device.type == "cuda"),
     )  # fmt: skip
 
 
@@ -217,13 +219,25 @@ def share_of_run(setup: Setup, variant: Variant, text: Text, cadence: Cadence, s
         row = statistics.median(timed(lambda: write_row(run, advance), device) for _ in range(ROWS))
         step.token_seen += TABLE_MIN_SEEN  # the tables of tokens are then as long as late in a run
         first, again = (timed(lambda: evaluate(run), device) for _ in range(2))
-        saves = [timed(lambda: save(run), device) for _ in range(SAVES)]
+        saves = [timed(lambda: save_cost(run, advance, step_seconds), device) for _ in range(SAVES)]
         size = (run.checkpoints / "last.pt").stat().st_size
     scale = cadence.val_tokens / len(tokens)
     return Share(
         cadence, variant.label, step_seconds, row, again * scale, first - again + again * scale,
         statistics.median(saves), size, len(tokens),
     )  # fmt: skip
+
+
+def save_cost(run: Run, advance: Callable[[], None], step_seconds: float) -> float:
+    """Seconds by which a checkpoint delays the run: on a GPU it is written while the next steps run."""
+    start, steps = time.perf_counter(), 0
+    save(run)
+    while run.writer.busy:
+        advance()
+        steps += 1
+    wait_for(run.step.device)
+    run.writer.wait()
+    return time.perf_counter() - start - steps * step_seconds
 
 
 def timed(call: Callable[[], float | None], device: Any) -> float:

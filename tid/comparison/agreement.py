@@ -8,6 +8,7 @@ from collections import defaultdict
 
 from tid.comparison.runs import Run
 from tid.config import ConfigError
+from tid.revision import in_words
 
 FACTS = ("data", "budget", "code", "precision", "device")
 APART = ("data", "budget")
@@ -28,28 +29,32 @@ def fact(run: Run, name: str) -> str:
 
 
 def code(summary: dict) -> str:
-    sha, _, dirty = (summary["git_sha"] or "an unknown commit").partition("-")
-    changes = " with uncommitted changes" if dirty else ""
     versions = summary["versions"]
-    return f"{sha[:10] if summary['git_sha'] else sha}{changes}, tid {versions['tid']}, torch {versions['torch']}"
+    return f"{in_words(summary)}, tid {versions['tid']}, torch {versions['torch']}"
 
 
 def differences(runs: list[Run]) -> dict[str, dict[str, list[Run]]]:
     """The facts in which done runs differ: {fact: {value in words: its runs}}."""
     found = {}
+    by_source = all(run.summary.get("source") for run in runs)
     for name in FACTS:
         values = defaultdict(list)
         for run in runs:
-            values[_identity(run, name)].append(run)
+            values[_identity(run, name, by_source)].append(run)
         if len(values) > 1:
             found[name] = {_described(same, name, values): same for same in values.values()}
     return found
 
 
-def _identity(run: Run, name: str) -> str:
-    """Texts are the same when their contents are, whatever they are called."""
-    data = run.summary["data"]
-    return f"{data['train.jsonl']} {data['val.jsonl']}" if name == "data" else fact(run, name)
+def _identity(run: Run, name: str, by_source: bool = False) -> str:
+    """Texts are the same when their contents are, whatever they are called; code, when its sources are, whatever the
+    commit. Older runs recorded no checksum of the sources: then the commit has to do."""
+    if name == "data":
+        return f"{run.summary['data']['train.jsonl']} {run.summary['data']['val.jsonl']}"
+    if name == "code":
+        versions = run.summary["versions"]
+        return f"{run.summary['source' if by_source else 'git_sha']} {versions['tid']} {versions['torch']}"
+    return fact(run, name)
 
 
 def _described(same: list[Run], name: str, values: dict) -> str:

@@ -1,6 +1,7 @@
 """Each configuration against its controls, in each view: at equal steps, at the best, at equal FLOPs and seconds."""
 
 from collections import defaultdict
+from typing import NamedTuple
 
 import numpy as np
 
@@ -11,7 +12,18 @@ from tid.comparison.statistics import Difference, adjusted, by_documents, by_see
 VIEWS = ("final", "best", "flops", "seconds")
 CONTROLS = ("no_drop", "random")
 Key = tuple[str, str, str]  # configuration's key, view, control
-Budgets = dict[tuple, dict[str, tuple[float, Run]]]
+
+
+class Limit(NamedTuple):
+    """What every run of a stratum spent: `amount` FLOPs or seconds, all that its `cheapest` run spent. halves: did all
+    of them log the even and the odd documents apart?"""
+
+    amount: float
+    cheapest: Run
+    halves: bool
+
+
+Budgets = dict[tuple, dict[str, Limit]]
 
 NO_CONTROL = {
     "no_drop": "no finished run with drop_schedule=none and else the same settings",
@@ -20,21 +32,26 @@ NO_CONTROL = {
 
 
 def budgets(configurations: list[Configuration]) -> Budgets:
-    """For each stratum what its cheapest done run spent, and that run: the most that all of them spent."""
+    """For each stratum what its cheapest done run spent: the most that all of them spent."""
     found: Budgets = {}
     for stratum in {c.stratum for c in configurations if c.runs}:
         runs = [run for c in configurations if c.stratum == stratum for run in c.runs.values()]
         runs = [run for run in runs if len(run.evaluations["step"])]
         cheapest = {cost: min(runs, key=lambda run, cost=cost: run.evaluations[cost][-1], default=None)
                     for cost in ("flops", "seconds")}  # fmt: skip
-        found[stratum] = {cost: (run.evaluations[cost][-1], run) for cost, run in cheapest.items() if run}
+        halves = all(run.has_halves for run in runs)  # or figures of other documents would stand in one mean
+        found[stratum] = {
+            cost: Limit(run.evaluations[cost][-1], run, halves) for cost, run in cheapest.items() if run
+        }
     return found
 
 
-def value(run: Run, view: str, unit: str, limits: dict[str, tuple[float, Run]]) -> float:
+def value(run: Run, view: str, unit: str, limits: dict[str, Limit]) -> float:
     """A done run's validation figure in a view; NaN where its curve does not reach the budget."""
     if view in ("flops", "seconds"):
-        return at_budget(run, view, limits[view][0], unit) if view in limits else float("nan")
+        if view not in limits:
+            return float("nan")
+        return at_budget(run, view, limits[view].amount, unit, limits[view].halves)
     return measured(run, "report" if view == "best" else view, unit)
 
 
@@ -87,7 +104,7 @@ def _over_seeds(
     seeds: list[int],
     view: str,
     unit: str,
-    limits: dict[str, tuple[float, Run]],
+    limits: dict[str, Limit],
     confidence: float,
 ) -> Difference:
     pairs = [(value(ours.runs[s], view, unit, limits), value(theirs.runs[s], view, unit, limits), s) for s in seeds]

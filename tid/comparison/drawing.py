@@ -100,6 +100,27 @@ def back_to_front(report: Report, chosen: dict[str, Style]) -> list[Row]:
     return sorted(rows, key=lambda row: chosen[row.configuration.key].prominent)
 
 
+def fence(report: Report) -> float:
+    """Above this a configuration is left out of the frame, or one that diverged would flatten all others: three
+    interquartile ranges above the upper quartile of the means (Tukey's outer fence). What is far below is a result."""
+    means = [row.views[report.primary].mean for row in report.rows if row.views[report.primary].n]
+    if not means:
+        return float("inf")
+    lower, upper = np.quantile(means, (0.25, 0.75))
+    return float(upper + 3 * (upper - lower)) if upper > lower else float("inf")
+
+
+def framed(report: Report) -> list[Row]:
+    """The rows with a mean below the fence."""
+    return [row for row in report.rows if row.views[report.primary].mean <= fence(report)]
+
+
+def margin(low: float, high: float) -> tuple[float, float]:
+    """Limits of an axis that shows low … high."""
+    room = 0.05 * (high - low) or 1e-6
+    return low - room, high + room
+
+
 def common(steps: Iterable[np.ndarray]) -> np.ndarray:
     """Steps that every seed has."""
     steps = list(steps)

@@ -22,14 +22,16 @@ from tid.comparison.drawing import (
     colour,
     common,
     dress,
+    framed,
     legend,
     line,
+    margin,
     one_panel,
     styles,
 )
 from tid.comparison.report import Report, Row
 from tid.comparison.runs import Run
-from tid.comparison.statistics import band
+from tid.comparison.statistics import Spread, band
 from tid.comparison.words import VIEW, level, name
 
 FOREST_ROWS = 40
@@ -45,8 +47,9 @@ def figures(report: Report) -> dict[str, tuple[Figure, str]]:
     few = len([s for s in chosen.values() if s.prominent]) < len(chosen)
     rest = " Coloured: the controls and the six lowest; thin grey: the rest." if few else ""
     primary = f"{unit} ({VIEW[report.primary]})"
+    far = _far_words(report)
     shown = {
-        "curves": (curves(report, chosen), f"Validation {unit} while training: mean over seeds, band ± sd.{rest}"),
+        "curves": (curves(report, chosen), f"Validation {unit} while training: mean over seeds, band ± sd.{rest}{far}"),
         "forest": (forest(report, chosen), _forest_words(report)),
         "heat": (
             heat_map(report),
@@ -54,18 +57,27 @@ def figures(report: Report) -> dict[str, tuple[Figure, str]]:
         ),
         "cost": (
             costs(report, chosen),
-            f"{primary} against cost, scoring included: a dot is a run. Dotted: the budget common to all.{rest}",
+            f"{primary} against cost, scoring included: a dot is a run. Dotted: the budget common to all.{rest}{far}",
         ),
         "drops": (drop_rates(report), "Fraction of the droppable tokens that was dropped, mean over seeds."),
     }
     return {name: (figure, words) for name, (figure, words) in shown.items() if figure is not None}
 
 
+def _far_words(report: Report) -> str:
+    inside = framed(report)
+    far = [name(row) for row in report.rows if row.views[report.primary].n and row not in inside]
+    more = f" and {len(far) - 3} more" if len(far) > 3 else ""
+    return f" Far above the frame: {', '.join(far[:3])}{more}." if far else ""
+
+
 def _forest_words(report: Report) -> str:
     many = len(report.rows)
     cut = f" The lowest {FOREST_ROWS} of {many}; the table has all." if many > FOREST_ROWS else ""
     what = f"{report.question.metric}, {VIEW[report.primary]}: mean with its {level(report)} t interval over seeds"
-    return f"{what}, each seed a dot. Line: no drop.{cut}"
+    two = any(row.views[report.primary].n == 2 for row in report.rows)
+    wide = " Intervals of two seeds may run out of the frame." if two else ""
+    return f"{what}, each seed a dot. Line: no drop.{wide}{cut}"
 
 
 # ------------------------------------------------------------------------------------------------- figures
@@ -75,7 +87,7 @@ def curves(report: Report, chosen: dict[str, Style]) -> Figure:
     """The whole way on the left, its second half enlarged on the right."""
     figure = Figure(figsize=(WIDTH, 3.9), layout="constrained")
     whole, late = figure.subplots(1, 2, width_ratios=(2, 3))
-    ends = []
+    ends, inside = [], framed(report)
     for row in back_to_front(report, chosen):
         c, style, unit = row.configuration, chosen[row.configuration.key], report.question.metric
         runs = [run.evaluations for run in c.runs.values()]
@@ -90,10 +102,9 @@ def curves(report: Report, chosen: dict[str, Style]) -> Figure:
             if len(values) > 1 and style.prominent:
                 low, high = (mean - sd)[part], (mean + sd)[part]
                 axes.fill_between(steps[part], low, high, color=style.colour, alpha=0.16, lw=0, gid=f"cfg:{c.key}")
-        ends += [(mean - sd)[half].min(), (mean + sd)[half].max()]
+        ends += [(mean - sd)[half].min(), (mean + sd)[half].max()] if row in inside else []
     if ends:
-        margin = 0.05 * (max(ends) - min(ends)) or 1e-6
-        late.set_ylim(min(ends) - margin, max(ends) + margin)
+        late.set_ylim(*margin(min(ends), max(ends)))
     for axes, words in ((whole, "the whole way"), (late, "second half, enlarged")):
         dress(axes, "prefixes")
         axes.set_xlabel(f"step ({words})")
@@ -106,10 +117,16 @@ def forest(report: Report, chosen: dict[str, Style]) -> Figure:
     rows = [row for row in report.rows if row.views[report.primary].n][:FOREST_ROWS]
     labels = ["\n".join(textwrap.wrap(name(row), 30)[:2]) for row in rows]
     figure, axes = one_panel(0.9 + sum(0.32 if "\n" in label else 0.24 for label in labels))
+    inside = framed(report)
+    ends = [end for row in rows if row in inside for end in _extent(row.views[report.primary])]
     for place, row in enumerate(rows):
         spread, style = row.views[report.primary], chosen[row.configuration.key]
         colour = style.colour if style.prominent else INK
         options = {"gid": f"cfg:{row.configuration.key}", "color": colour}
+        if row not in inside:
+            axes.text(0.99, place, f"{spread.mean:.4g} →", transform=axes.get_yaxis_transform(), fontsize=8,
+                      ha="right", va="center", **options)  # fmt: skip
+            continue
         if spread.low == spread.low:
             axes.plot([spread.low, spread.high], [place, place], "-", lw=1.6, **options)
         axes.plot(spread.values, [place + 0.22] * spread.n, "o", ms=2, alpha=0.6, mew=0, **options)
@@ -119,9 +136,18 @@ def forest(report: Report, chosen: dict[str, Style]) -> Figure:
             axes.axvline(row.views[report.primary].mean, color=INK, lw=0.8, ls=(0, (2, 2)), zorder=0)
     axes.set_yticks(range(len(rows)), labels, fontsize=8)
     axes.set_ylim(len(rows) - 0.4, -0.6)
+    if ends:
+        axes.set_xlim(*margin(min(ends), max(ends)))
     axes.set_xlabel(f"validation {report.question.metric}, {VIEW[report.primary]}")
     axes.grid(axis="y", visible=False)
     return figure
+
+
+def _extent(spread: Spread) -> list[float]:
+    """What of a row must be seen: its seeds, and its interval but for the huge ones of two seeds."""
+    far = 4 * (max(spread.values) - min(spread.values))
+    ends = [max(spread.low, spread.mean - far), min(spread.high, spread.mean + far)] if spread.n > 1 else []
+    return [*spread.values, *ends]
 
 
 def heat_map(report: Report) -> Figure | None:
@@ -181,10 +207,12 @@ def costs(report: Report, chosen: dict[str, Style]) -> Figure:
             axes.plot(spent, values, gid=f"cfg:{row.configuration.key}", **look)
         for limits in report.limits.values():
             if cost in limits:
-                axes.axvline(limits[cost][0], color=INK, lw=0.8, ls=":", zorder=1)
+                axes.axvline(limits[cost].amount, color=INK, lw=0.8, ls=":", zorder=1)
         axes.set_xlabel(words)
         dress(axes, "prefixes")
         axes.locator_params(axis="x", nbins=4)
+    values = [value for row in framed(report) for value in row.views[report.primary].values]
+    figure.axes[0].set_ylim(*margin(min(values), max(values)) if values else (0, 1))
     figure.axes[0].set_ylabel(f"validation {report.question.metric}")
     legend(figure, figure.axes[0])
     return figure

@@ -31,7 +31,8 @@ class Run:
     state: done, running, failed, preempted or pruned as the run said; killed (it said running, and its process is
     gone); missing (its sweep planned it, and it never started); unreadable. reason: why, one line. planned: is it in
     the plan of a sweep, which names every cell? summary: summary.json, {} unless done. evaluations: arrays (E,) step,
-    tokens, seconds, flops, loss, bpc, bpb of the evaluations so far. drops: arrays step, scheduled, realised.
+    tokens, seconds, flops, loss, bpc, bpb of the evaluations so far, and, of runs that logged them, select_loss on the
+    even documents and report_loss, report_bpc, report_bpb on the odd. drops: arrays step, scheduled, realised.
     documents: (D, 5) float64 of a done run: tokens, characters, bytes, final and best nats of each document.
     """
 
@@ -56,6 +57,11 @@ class Run:
     def flops_are_exact(self) -> bool:
         """Did the run log its FLOPs as they were spent? Otherwise they are spread evenly over its steps."""
         return bool(self.summary) and "flops_logged" in self.evaluations
+
+    @property
+    def has_halves(self) -> bool:
+        """Did it log every evaluation on the even and on the odd documents? Older code did not."""
+        return len(self.evaluations.get("select_loss", ())) > 0
 
     def last(self, unit: str) -> str:
         """The newest validation figure in words; empty when there is none yet."""
@@ -157,6 +163,9 @@ def read_metrics(folder: Path) -> dict[str, dict[str, np.ndarray]]:
             thinned.append(row)
     evaluations = {name: _column(validated, name) for name in ("step", "tokens", "seconds")}
     evaluations |= {unit: _column(validated, f"val_{unit}") for unit in UNITS}
+    if validated and all("val_select_loss" in row for row in validated):
+        halves = ("select_loss", *(f"report_{unit}" for unit in UNITS))
+        evaluations |= {name: _column(validated, f"val_{name}") for name in halves}
     if validated and "flops" in validated[-1]:
         evaluations["flops_logged"] = _column(validated, "flops")
     drops = {name: _column(thinned, f"drop_rate_{name}") for name in ("scheduled", "realised")}
@@ -186,13 +195,17 @@ def measured(run: Run, when: str, unit: str) -> float:
     return float(nats / size / (1 if unit == "loss" else np.log(2))) if size else float("nan")
 
 
-def at_budget(run: Run, cost: str, budget: float, unit: str) -> float:
-    """The lowest that the validation curve came to within `budget` of `cost` (flops or seconds), on straight lines
+def at_budget(run: Run, cost: str, budget: float, unit: str, halves: bool) -> float:
+    """The best that the validation curve came to within `budget` of `cost` (flops or seconds), on straight lines
     between evaluations; NaN where that would be before the first or beyond the last of them.
 
-    Lowest, not last: where runs over-fit, a run that is cut short would otherwise win by having over-fitted less.
+    Best, not last: where runs over-fit, a run that is cut short would otherwise win by having over-fitted less.
+    halves: choose the place on the even documents and report the odd ones there; else both on all documents.
     """
-    spent, curve = run.evaluations[cost], run.evaluations[unit]
+    spent = run.evaluations[cost]
     if not (len(spent) and spent[0] <= budget <= spent[-1]):
         return float("nan")
-    return float(min(np.interp(budget, spent, curve), curve[spent <= budget].min()))
+    chosen_on, reported = ("select_loss", f"report_{unit}") if halves else (unit, unit)
+    places = np.append(spent[spent < budget], budget)
+    best = places[np.argmin(np.interp(places, spent, run.evaluations[chosen_on]))]
+    return float(np.interp(best, spent, run.evaluations[reported]))

@@ -258,7 +258,8 @@ def _names(names: dict[str, str]) -> dict[str, str]:
 def runs_csv(report: Report) -> tuple[list[str], list[list]]:
     """Header and one row per run, whatever its state: what the means were made of."""
     header = ["folder", "configuration", "id", "seed", "state", "reason", "step", "total_steps"]
-    header += [f"{'best_odd' if m == 'report' else m}_{u}" for m in MOMENTS for u in UNITS] + list(COSTS) + ["code"]
+    header += [f"{'best_odd' if m == 'report' else m}_{u}" for m in MOMENTS for u in UNITS]
+    header += [*COSTS, "code", "source"]
     rows = []
     for row in report.rows:
         c = row.configuration
@@ -274,6 +275,7 @@ def runs_csv(report: Report) -> tuple[list[str], list[list]]:
 
 def _run_figures(run: Run) -> list:
     if not run.summary:
-        return [""] * (len(MOMENTS) * len(UNITS) + len(COSTS) + 1)
+        return [""] * (len(MOMENTS) * len(UNITS) + len(COSTS) + 2)
     figures = [measured(run, moment, unit) for moment in MOMENTS for unit in UNITS]
-    return [*figures, *(run.summary[name] for name in COSTS), run.summary["git_sha"] or ""]
+    code = [run.summary["git_sha"] or "", run.summary.get("source", "")]
+    return [*figures, *(run.summary[name] for name in COSTS), *code]

@@ -1,9 +1,8 @@
 """What the comparison says in sentences: the answer, and how its numbers are to be read."""
 
 from tid.comparison.agreement import APART, code, fact
-from tid.comparison.differences import CONTROLS
+from tid.comparison.differences import CONTROLS, Limit
 from tid.comparison.report import Report, Row
-from tid.comparison.runs import Run
 from tid.comparison.statistics import RESAMPLES, Difference, Spread
 
 UNIT = {"loss": "nats per token", "bpc": "bits per character", "bpb": "bits per UTF-8 byte"}
@@ -145,28 +144,39 @@ def _selector_differs(row: Row) -> bool:
 
 
 def _budgets(report: Report) -> list[str]:
-    said = []
-    for limits in report.limits.values():
-        for cost in ("flops", "seconds"):
-            if cost in report.question.at and cost in limits:
-                said.append(_budget(cost, *limits[cost]))
-    if not said:
+    shown = [
+        (cost, limits[cost])
+        for limits in report.limits.values()
+        for cost in ("flops", "seconds")
+        if cost in report.question.at and cost in limits
+    ]
+    if not shown:
         return []
+    said = [_budget(cost, limit) for cost, limit in shown]
+    if all(limit.halves for _, limit in shown):
+        how = "counts: it is chosen on the even documents, and its figure is that of the odd ones"
+    else:
+        old = sum(not run.has_halves for run in report.done)
+        how = (
+            f"counts, chosen and reported on the SAME documents, all of them: {old} of {len(report.done)} runs are of "
+            "older code, which did not log the two halves apart. That flatters every run a little, the noisy ones more"
+        )
     said.append(
-        "There the lowest value so far counts, chosen and measured on all documents (where runs over-fit, the one cut "
-        "shortest would win otherwise). A run cut short has not finished its learning-rate and drop schedules, which "
-        "favours the cheapest: a claim that rests on it wants a run of fewer steps."
+        f"There the best value so far {how}. (The last would favour the run cut shortest, where runs over-fit.) A run "
+        "cut short has not finished its learning-rate and drop schedules, which favours the cheapest: a claim that "
+        "rests on it wants a run of fewer steps."
     )
     if "flops" in report.question.at and not all(run.flops_are_exact for run in report.done):
         said.append("Where a run did not log its FLOPs as it went, their sum is spread evenly over its steps.")
     return said
 
 
-def _budget(cost: str, amount: float, run: Run) -> str:
-    name, spent = ("FLOPs", f"{amount:.3g} FLOPs") if cost == "flops" else ("wall-clock", f"{amount:,.0f} seconds")
+def _budget(cost: str, limit: Limit) -> str:
+    flops, seconds = f"{limit.amount:.3g} FLOPs", f"{limit.amount:,.0f} seconds"
+    name, spent = ("FLOPs", flops) if cost == "flops" else ("wall-clock", seconds)
     return (
         f"Equal {name}: every curve is read at {spent}, scoring included, which is what the cheapest run spent in all "
-        f"({run.folder.name}), on straight lines between evaluations and never beyond them."
+        f"({limit.cheapest.folder.name}), on straight lines between evaluations and never beyond them."
     )
 
 
@@ -176,11 +186,12 @@ def _mixed(report: Report) -> list[str]:
         how = "in rows of their own, never in one mean" if name in APART else "averaged over nevertheless, as asked"
         shown = "; ".join(f"{value}: {len(runs)} runs" for value, runs in values.items())
         said.append(f"The runs differ in {name} ({how}): {shown}.")
-    dirty = sum((run.summary["git_sha"] or "").endswith("-dirty") for run in report.done)
+    unknown = [run.summary for run in report.done if not run.summary.get("source")]
+    dirty = sum((summary["git_sha"] or "").endswith("-dirty") for summary in unknown)
     if dirty:
         said.append(
-            f"{dirty} of {len(report.done)} runs were made by code with uncommitted changes: "
-            "that two of them ran the same code cannot be told."
+            f"{dirty} of {len(report.done)} runs were made by code with uncommitted changes and "
+            "recorded no checksum of it: that two of them ran the same code cannot be told."
         )
     return said
 

@@ -15,16 +15,24 @@ USER_ERROR, BUSY = 2, 75  # exit codes: something the user can correct; another 
 
 
 def run(frozen: str, console: str, gpu: str | None, threads: int) -> None:
-    """Train the frozen cell and leave with an exit code: 0 done, 1 a bug, USER_ERROR, BUSY, 130 or 143 stopped.
+    """Train the frozen cell in a process that a sweep on this machine has started, and leave with `outcome`'s code.
 
-    All output goes to the file `console`. gpu: what CUDA_VISIBLE_DEVICES shall be (None: as it is); threads: for
-    torch on the CPU. A cell whose sweep dies stops as on SIGTERM: it saves.
+    All output goes to the file `console`. gpu: what CUDA_VISIBLE_DEVICES shall be (None: as it is). A cell whose
+    sweep dies stops as on SIGTERM: it saves.
     """
     os.setsid()  # Ctrl-C is for the sweep, which passes it on
     speak_into(Path(console))
     threading.Thread(target=stop_with_the_sweep, daemon=True).start()
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+    sys.exit(outcome(frozen, threads))
+
+
+def outcome(frozen: str, threads: int) -> int:
+    """Train the frozen cell; returns an exit code: 0 done, 1 a bug, USER_ERROR, BUSY, 128 + signal when stopped.
+
+    threads: for torch on the CPU. What went wrong is said on stderr.
+    """
     code = 1
     try:
         import torch
@@ -36,8 +44,9 @@ def run(frozen: str, console: str, gpu: str | None, threads: int) -> None:
         code = stop.code if isinstance(stop.code, int) else 1
     except BaseException as error:
         code = exit_code(error)
+    sys.stdout.flush()
     sys.stderr.flush()
-    sys.exit(code)
+    return code
 
 
 def train_frozen(frozen: Path) -> Path:
@@ -52,13 +61,11 @@ def train_frozen(frozen: Path) -> Path:
 def exit_code(error: BaseException) -> int:
     """Say what went wrong, on stderr, and return the exit code for it."""
     kinds = {kind.__name__ for kind in type(error).__mro__}
-    if "RunLocked" in kinds:
-        return BUSY
     if isinstance(error, ConfigError) or "DataError" in kinds:
         print(f"error: {error}", file=sys.stderr)
-        return USER_ERROR
+        return BUSY if "RunLocked" in kinds else USER_ERROR
     traceback.print_exception(error)
-    return 130 if isinstance(error, KeyboardInterrupt) else 1
+    return 128 + signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1
 
 
 def speak_into(console: Path) -> None:

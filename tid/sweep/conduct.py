@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from tid.config import ConfigError, build
-from tid.revision import git_sha
 from tid.sweep.plan import Cell, freeze, make_cells, record, sweep_folder
 from tid.sweep.screen import Screen
 
@@ -31,7 +30,7 @@ def conduct(
     todo = [cell for cell in cells if cell.to_run]
     check_all(todo, here)
     screen = Screen(cells)
-    screen.listing(git_sha())
+    screen.listing()
     if options["dry_run"]:
         return cells
     remember()

@@ -12,6 +12,7 @@ from filelock import FileLock, Timeout
 
 from tid.config import RunConfig, check, run_hash, run_slug
 from tid.logs import now, read_status, write_text
+from tid.pin import pin
 from tid.sweep.labels import labels
 
 ENDED = ("done", "pruned")
@@ -38,7 +39,7 @@ class Cell:
     state: str = "new"
     step: int = 0
     reason: str = ""
-    code: str | None = None  # commit that a finished run is of
+    code: dict = field(default_factory=dict)  # which code it was made by: see tid.revision
     seconds: float | None = None  # that a finished run took
     meant: list[str] = field(default_factory=list)  # the command line's settings, for messages
 
@@ -77,9 +78,10 @@ class Cell:
 
 @dataclass
 class Slot:
-    """Where one cell at a time runs. gpu: what CUDA_VISIBLE_DEVICES is there; None: not touched."""
+    """Where one cell at a time runs. number: or, on a cluster, its job's name; gpu: what CUDA_VISIBLE_DEVICES is there;
+    None: not touched."""
 
-    number: int
+    number: int | str
     gpu: str | None
     cell: Cell | None = None
     process: BaseProcess | None = None
@@ -98,7 +100,7 @@ def make_cells(configs: list[dict], meant: list[list[str]], retry_failed: bool) 
     configs = [config for config, _ in unique.values()]
     cells = []
     for (config, words), label in zip(unique.values(), labels(configs), strict=True):
-        config = config | {"label": config.get("label") or label, "dry_run": False, "retry_failed": False}
+        config = pin(config) | {"label": config.get("label") or label, "dry_run": False, "retry_failed": False}
         settings = check(config)
         folder = sweep_folder(settings) / f"{run_slug(config)}-{run_hash(config)}"
         cells.append(look(Cell(config, settings, config["label"], folder, meant=words), retry_failed))
@@ -110,18 +112,23 @@ def look(cell: Cell, retry_failed: bool = False) -> Cell:
     status = read_status(cell.folder) or {}
     state = status.get("state")
     cell.step, cell.reason = status.get("step") or 0, status.get("reason") or ""
-    cell.code = status.get("code")
+    cell.code = code_of(status)
     if state in ENDED:
         cell.state = "interrupted" if state == "pruned" and prunes_nothing(cell.config) else state
         summary = read_summary(cell.folder)
-        cell.code, cell.seconds = summary.get("git_sha"), summary.get("seconds_with_start")
+        cell.code, cell.seconds = code_of(summary) or cell.code, summary.get("seconds_with_start")
     elif state == "failed":
         cell.state = "retry" if retry_failed else "failed"
     elif state == "running":
-        cell.state = "elsewhere" if is_locked(cell.folder) else "interrupted"
+        cell.state = "elsewhere" if is_locked(cell.folder / ".lock") else "interrupted"
     else:
         cell.state = "interrupted" if state else "new"
     return cell
+
+
+def code_of(facts: dict) -> dict:
+    """What status.json or summary.json says about the code that made the run."""
+    return {key: facts[key] for key in ("git_sha", "source") if facts.get(key)}
 
 
 def prunes_nothing(config: dict) -> bool:
@@ -135,10 +142,10 @@ def read_summary(folder: Path) -> dict:
         return {}
 
 
-def is_locked(folder: Path) -> bool:
-    """Is a process at work in this run's folder?"""
+def is_locked(file: Path) -> bool:
+    """Does a living process hold the lock `file`, as one that is at work in a run's folder holds its .lock?"""
     try:
-        with FileLock(folder / ".lock").acquire(timeout=0):
+        with FileLock(file).acquire(timeout=0):
             return False
     except (Timeout, OSError):
         return True
@@ -151,7 +158,8 @@ def expected_seconds(cell: Cell, cells: list[Cell]) -> float | None:
 
 
 def freeze(cell: Cell) -> None:
-    """Write down the configuration that will be run, whatever happens to the YAML files before its turn comes."""
+    """Write down the configuration that will be run, whatever happens to the YAML files before its turn comes. Weights
+    that it starts from are in it by their checksum: should they change, the cell is refused."""
     write_text(cell.frozen, json.dumps({"config": cell.config, "overrides": cell.meant, "cwd": os.getcwd()}, indent=1))
 
 

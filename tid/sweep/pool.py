@@ -58,12 +58,15 @@ class Pool:
         return self.signal
 
     def next(self) -> Cell | None:
-        """The next cell to start: not one that another process has brought to its end meanwhile."""
+        """The next cell to start: not one that another process is at, or has brought to its end meanwhile."""
         while self.queue:
             cell = self.queue.popleft()
-            if look(cell).state not in ENDED:
+            if look(cell).state in ENDED:
+                self.screen.ended(cell, 0.0)
+            elif cell.state == "elsewhere":  # its console is the other's
+                self.later.append((time.monotonic() + BUSY_SECONDS, cell))
+            else:
                 return cell
-            self.screen.ended(cell, 0.0)
         return None
 
     def busy(self) -> list[Slot]:
@@ -168,16 +171,24 @@ def empty_main():
 
 
 def make_slots(slots: int | None, slots_per_gpu: int, threads: int, device: str) -> list[Slot]:
-    """On a machine with GPUs `slots_per_gpu` for each, else as many as its cores allow with `threads` each.
-    slots: how many instead; they take the GPUs in turn. device: what the cells ask for."""
+    """This machine's slots. device: what the cells ask for."""
     import torch
 
-    gpus = [] if device == "cpu" else visible_gpus(torch.cuda.device_count())
+    gpus = [] if device == "cpu" else visible_gpus(torch.cuda.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES"))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    count = slots or len(gpus) * slots_per_gpu or max(1, cores // threads)
+    return assign(gpus, cores // threads, slots, slots_per_gpu)
+
+
+def assign(gpus: list[str], at_once: int, slots: int | None, slots_per_gpu: int) -> list[Slot]:
+    """`slots_per_gpu` slots for each GPU, or without any `at_once`; or `slots` instead, which take the GPUs in turn."""
+    count = slots or len(gpus) * slots_per_gpu or max(1, at_once)
     return [Slot(number, gpus[number % len(gpus)] if gpus else None) for number in range(count)]
 
 
-def visible_gpus(count: int) -> list[str]:
-    named = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
-    return named[:count] if named else [str(number) for number in range(count)]
+def visible_gpus(count: int, visible: str | None) -> list[str]:
+    """The names of the `count` GPUs that CUDA sees, for the CUDA_VISIBLE_DEVICES of cells; visible: its value here.
+
+    The names may be numbers, UUIDs or MIG devices. CUDA sees none from the first on that does not exist.
+    """
+    named = [name.strip() for name in visible.split(",")] if visible else map(str, range(count))
+    return list(named)[:count]

@@ -1,6 +1,5 @@
 """What a sweep shows: the list before it starts, the live table, failures when they happen and again at the end."""
 
-import shlex
 import sys
 import time
 from collections import Counter, deque
@@ -13,7 +12,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from tid import revision
 from tid.logs import CONSOLE, METRICS, read_metrics, read_status
+from tid.offline import sync_command
 from tid.sweep.plan import MEANING, Cell, Slot, expected_seconds
 
 TAIL_LINES = 12  # of a failed cell's output
@@ -74,24 +75,26 @@ class Screen:
 
     # --------------------------------------------------------------------------------------------- before
 
-    def listing(self, code: str | None) -> None:
+    def listing(self) -> None:
         """Every cell and what will be done with it; counts; an estimate of the time."""
         table = Table(box=None, pad_edge=False, show_header=False)
         for number, cell in enumerate(self.cells[:LISTED]):
             doing = MEANING[cell.state]
             if cell.state == "interrupted":
                 doing += f" at step {cell.step} of {cell.total_steps}"
-            table.add_row(str(number), cell.label, doing, other_code(cell, code))
+            table.add_row(str(number), cell.label, doing, other_code(cell))
         self.console.print(table)
         if len(self.cells) > LISTED:
             self.say(f"... and {len(self.cells) - LISTED} more")
         self.say(f"{len(self.cells)} runs: {tally(MEANING[state] for state in states_of(self.cells))}")
         self.say(self.estimate())
-        mixed = sorted({str(cell.code) for cell in self.cells if other_code(cell, code)})
-        if mixed:
+        others = [cell for cell in self.cells if other_code(cell)]
+        if others:
+            made_by = "; ".join(sorted({revision.in_words(cell.code) for cell in others}))
             self.say(
-                f"warning: some are of other code ({', '.join(mixed)}) than the present {code}: do not mix them "
-                "in one comparison; delete their folders to run them again"
+                f"warning: {len(others)} of them {'was' if len(others) == 1 else 'were'} made or begun by other code "
+                f"({made_by}) than the present {revision.in_words(revision.present())}. They are marked above, and no "
+                "comparison mixes them with new runs unasked; delete their folders to run them again"
             )
 
     def estimate(self) -> str:
@@ -125,14 +128,26 @@ class Screen:
             self.live.update(self.picture(slots, waiting), refresh=True)
         elif time.monotonic() - self.spoke > PLAIN_SECONDS:
             self.spoke = time.monotonic()
-            self.say(self.counts(waiting))
+            self.say(self.counts(slots, waiting))
 
-    def counts(self, waiting: int) -> str:
+    def counts(self, slots: list[Slot], waiting: int) -> str:
         states = Counter(cell.state for cell in self.cells)
         ended = [f"{states[name]} {name}" for name in ("done", "pruned", "failed") if states[name]]
-        return ", ".join(
-            [*ended, f"{states['running']} running", f"{waiting} waiting", span(time.monotonic() - self.began)]
-        )
+        took = span(time.monotonic() - self.began)
+        left = [f"about {span(seconds)} left"] if (seconds := self.left(slots)) is not None else []
+        return ", ".join([*ended, f"{states['running']} running", f"{waiting} waiting", took, *left])
+
+    def left(self, slots: list[Slot]) -> float | None:
+        """Seconds until all is done, from the finished siblings of the cells that are not; None without any."""
+        begun = {slot.cell.name: time.monotonic() - slot.started for slot in slots if slot.cell is not None}
+        known = []
+        for cell in self.cells:
+            if cell.state == "running" or cell.to_run:
+                whole = expected_seconds(cell, self.cells)
+                if whole is None:
+                    return None
+                known.append(max(0.0, whole - begun.get(cell.name, 0.0)))
+        return max(sum(known) / max(1, len(slots)), *known) if known else None
 
     def picture(self, slots: list[Slot], waiting: int) -> Group:
         table = Table(box=None, pad_edge=False)
@@ -151,7 +166,7 @@ class Screen:
             where = f"{slot.number}" + (f" gpu {slot.gpu}" if slot.gpu is not None else "")
             table.add_row(where, slot.cell.label, f"{step}/{slot.cell.total_steps}",
                           f"{bpc[-1]:.4f} bpc" if bpc else "", span(seconds), span(left))  # fmt: skip
-        return Group(table, Text(self.counts(waiting)))
+        return Group(table, Text(self.counts(slots, waiting)))
 
     # --------------------------------------------------------------------------------------------- after
 
@@ -166,16 +181,19 @@ class Screen:
         if any(cell.state in ("new", "interrupted", "elsewhere", "retry") for cell in self.cells):
             self.say(f"the same command goes on where it stopped: {command}")
         self.say(compare)
-        offline = {cell.folder.parent for cell in self.cells if any(cell.folder.glob("wandb/offline-run-*"))}
-        if offline:
-            runs = " ".join(f"{shlex.quote(str(folder))}/*/wandb/offline-run-*" for folder in sorted(offline))
-            self.say(f"upload the runs logged offline: wandb sync {runs}")
+        self.uploading(cell.folder for cell in self.cells)
+
+    def uploading(self, runs: Iterable[Path]) -> None:
+        """How to upload what these runs logged to W&B offline, if they did."""
+        if upload := sync_command(runs):
+            self.say(f"upload what was logged offline: {upload}")
 
 
-def other_code(cell: Cell, code: str | None) -> str:
-    if cell.code in (None, code):
+def other_code(cell: Cell) -> str:
+    """Which code the cell was made by, in short, if not by the present."""
+    if not revision.is_other(cell.code):
         return ""
-    return f"code {cell.code[:8]}{'-dirty' if cell.code.endswith('-dirty') else ''}"
+    return f"other code: {cell.code.get('source') or cell.code['git_sha'][:10]}"
 
 
 def figure(cell: Cell) -> str:

@@ -1,7 +1,9 @@
 """A search for good settings by Optuna: trials are asked for, run as cells with every seed, and told how they went.
 
 The study is a sqlite file in the sweep's folder, so that the same command goes on where it stopped, numbers going
-on too, and several workers can share it. A trial's runs are ordinary runs, known by their hash: nothing is overwritten.
+on too. Started several times at once it is several workers on one study: a lock makes asking for trials one worker's
+at a time, and a worker holds a lock of its own as long as it lives, so that the trials of a killed one are asked for
+again. A trial's runs are ordinary runs, known by their hash: nothing is overwritten.
 """
 
 import itertools
@@ -10,18 +12,22 @@ import math
 import os
 import socket
 import statistics
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import optuna
+from filelock import FileLock, Timeout
 from optuna.trial import TrialState
 
 from tid.config import ConfigError
 from tid.logs import read_metrics
-from tid.sweep.plan import Cell, read_summary
+from tid.sweep.plan import Cell, is_locked, read_summary
 
+LOCKED_SECONDS = 60  # how long another worker may take to ask for its trials, and sqlite for a transaction
 SAMPLERS = {
     "tpe": lambda seed: optuna.samplers.TPESampler(seed=seed, constant_liar=True),
     "random": lambda seed: optuna.samplers.RandomSampler(seed=seed),
@@ -52,6 +58,7 @@ class Search:
         """The study, made if there is none yet; without `make` only the settings are checked. Raises ConfigError for
         what no search can have."""
         optuna.logging.set_verbosity(optuna.logging.WARNING)
+        warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)  # enqueue_trial is, since 1.2
         lists = {key: values for key, values in self.space.items() if isinstance(values, list)}
         if self.sampler not in SAMPLERS:
             raise ConfigError(f"hydra.sweeper.sampler: wanted one of {', '.join(SAMPLERS)}, got {self.sampler!r}")
@@ -67,11 +74,23 @@ class Search:
         if not make:
             return None
         self.folder.mkdir(parents=True, exist_ok=True)
-        study = optuna.create_study(study_name=self.name, storage=self.storage, load_if_exists=True)
-        study.sampler = SAMPLERS[self.sampler](self.sampler_seed + len(study.trials))  # else it repeats itself
-        if self.sampler == "grid":
-            enqueue_grid(study, lists)
+        with self.lock():  # two that make the tables at once would fail
+            patient = {"connect_args": {"timeout": LOCKED_SECONDS}}
+            storage = optuna.storages.RDBStorage(self.storage, engine_kwargs=patient)
+            study = optuna.create_study(study_name=self.name, storage=storage, load_if_exists=True)
+            if self.sampler == "grid":
+                enqueue_grid(study, lists)
         return study
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """For the ``with`` block no other worker opens the study or asks it for trials."""
+        file = self.folder / "study.lock"
+        try:
+            with FileLock(file, timeout=LOCKED_SECONDS):
+                yield
+        except Timeout:
+            raise ConfigError(f"{file}: held by another process for {LOCKED_SECONDS} s; is a worker stuck?") from None
 
     def suggest(self, trial: optuna.Trial) -> list[str]:
         """The trial's settings."""
@@ -88,25 +107,46 @@ class Search:
     def run(
         self, study: optuna.Study, cells_of: Callable[[list[str]], list[Cell]], launch: Callable[[list[Cell]], int]
     ) -> int:
-        """Run trials until there are `n_trials`. cells_of: a trial's settings → its cells, one per seed. launch: brings
-        cells to an end and returns the number of the signal that stopped it, or 0. Returns that."""
-        revive(study)
-        while (missing := self.n_trials - sum(map(is_finished, study.trials))) > 0:
-            asked = []
-            for _ in range(min(self.trials_at_once, missing)):
-                trial = study.ask()
-                trial.set_user_attr("worker", [socket.gethostname(), os.getpid()])
-                settings = self.suggest(trial)
-                cells = cells_of(settings)
-                trial.set_user_attr("runs", [cell.name for cell in cells])
-                asked.append((trial, settings, cells))
-            unique = {cell.name: cell for _, _, cells in asked for cell in cells}
-            stopped = launch(list(unique.values()))
-            for trial, _, cells in asked:
-                tell(study, trial, [unique[cell.name] for cell in cells], self.objective)
-            if stopped:
-                return stopped
+        """Run trials until there are `n_trials`, those that other workers are at included. cells_of: a trial's settings
+        → its cells, one per seed. launch: brings cells to an end and returns the number of the signal that stopped it,
+        or 0. Returns that. Raises ConfigError for a trial that cannot be run, which then counts as failed."""
+        me = f"{socket.gethostname()}-{os.getpid()}"
+        (self.folder / "workers").mkdir(exist_ok=True)
+        with FileLock(self.folder / "workers" / f"{me}.lock", timeout=LOCKED_SECONDS):
+            while asked := self.ask(study, me):
+                cells = [self.cells(study, trial, settings, cells_of) for trial, settings in asked]
+                unique = {cell.name: cell for mine in cells for cell in mine}
+                stopped = launch(list(unique.values()))
+                for (trial, _), mine in zip(asked, cells, strict=True):
+                    tell(study, trial, [unique[cell.name] for cell in mine], self.objective)
+                if stopped:
+                    return stopped
         return 0
+
+    def ask(self, study: optuna.Study, me: str) -> list[tuple[optuna.Trial, list[str]]]:
+        """The next trials with their settings, at most `trials_at_once`; none when the study has all of its own."""
+        asked = []
+        with self.lock():
+            revive(study, self.folder / "workers", me)
+            taken = sum(is_finished(trial) or trial.state == TrialState.RUNNING for trial in study.trials)
+            for _ in range(min(self.trials_at_once, self.n_trials - taken)):
+                # Seeded anew, or every worker, and every sitting of one, would make the same random choices.
+                study.sampler = SAMPLERS[self.sampler](self.sampler_seed + len(study.trials))
+                trial = study.ask()
+                trial.set_user_attr("worker", me)
+                asked.append((trial, self.suggest(trial)))
+        return asked
+
+    def cells(self, study: optuna.Study, trial: optuna.Trial, settings: list[str], cells_of: Callable) -> list[Cell]:
+        """The trial's cells. Raises ConfigError for settings that make no run; the trial has then failed."""
+        try:
+            found = cells_of(settings)
+        except ConfigError as error:
+            trial.set_user_attr("reason", str(error))
+            study.tell(trial, state=TrialState.FAIL)
+            raise
+        trial.set_user_attr("runs", [cell.name for cell in found])
+        return found
 
 
 def enqueue_grid(study: optuna.Study, lists: dict[str, list[str]]) -> None:
@@ -153,22 +193,13 @@ def again(study: optuna.Study, trial: Any, params: dict) -> None:
     study.enqueue_trial(params)
 
 
-def revive(study: optuna.Study) -> None:
-    """Ask again for the trials whose worker on this machine is dead: a killed one leaves its trial running for ever."""
+def revive(study: optuna.Study, workers: Path, me: str) -> None:
+    """Ask again for the trials whose worker is dead, while no other asks: a killed one leaves its trial running for
+    ever. workers: the folder of their locks, which the operating system drops when a process ends in any way."""
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        host, pid = trial.user_attrs.get("worker", (None, None))
-        if host == socket.gethostname() and pid != os.getpid() and not is_alive(pid):
+        worker = trial.user_attrs.get("worker")  # none: killed while it asked, since asking is one worker's at a time
+        if worker != me and not (worker and is_locked(workers / f"{worker}.lock")):
             again(study, trial, trial.params)
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
 
 
 def figure(cell: Cell, path: str) -> float:
@@ -194,9 +225,11 @@ def last_values(cells: list[Cell]) -> list[tuple[int, float]]:
 
 
 def report(study: optuna.Study, objective: str) -> str:
-    """The trials, best first, and how many ended in which way."""
+    """The trials, best first, why others failed, and how many ended in which way. A pruned trial is not ranked."""
     done = sorted((t for t in study.trials if t.state == TrialState.COMPLETE), key=lambda t: t.value)
     lines = [f"{t.value:.4f}  trial {t.number}: {json.dumps(t.params)}" for t in done[:10]]
+    failed = [t for t in study.trials if t.state == TrialState.FAIL and not t.user_attrs.get("again")]
+    lines += [f"FAILED  trial {t.number}: {json.dumps(t.params)}: {t.user_attrs.get('reason', '')}" for t in failed]
     counts = {state: sum(t.state == state for t in study.trials) for state in TrialState}
     ways = ", ".join(f"{count} {state.name.lower()}" for state, count in counts.items() if count)
     return "\n".join([f"{objective}, mean over the seeds:", *lines, f"{len(study.trials)} trials: {ways}"])

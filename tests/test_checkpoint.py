@@ -1,0 +1,64 @@
+"""Writing checkpoints beside the training."""
+
+import threading
+
+import pytest
+import torch
+
+from tid import checkpoint
+from tid.checkpoint import BEST, LAST, PREVIOUS, Writer, load
+
+
+def state(value: float) -> dict:
+    return {"weights": {"a": torch.full((3,), value), "shared": [torch.zeros(2)]}, "run": {"done": int(value)}}
+
+
+@pytest.fixture
+def held_back(monkeypatch):
+    """Writes begin only when the event is set."""
+    go, real = threading.Event(), checkpoint.save
+
+    def save(*arguments):
+        assert go.wait(timeout=20)
+        real(*arguments)
+
+    monkeypatch.setattr(checkpoint, "save", save)
+    yield go
+    go.set()
+
+
+def test_what_is_handed_over_may_change_while_it_is_written(tmp_path, held_back):
+    given = state(1.0)
+    with Writer(background=True) as writer:
+        writer(given, tmp_path / LAST, tmp_path / BEST)
+        given["weights"]["a"].fill_(9.0)
+        given["run"]["done"] = 9
+        assert writer.busy and not list(tmp_path.iterdir())
+        held_back.set()
+    assert not writer.busy
+    for name in (LAST, BEST):
+        found = load(tmp_path / name)
+        assert found["run"] == {"done": 1} and found["weights"]["a"].tolist() == [1.0] * 3
+
+
+def test_writes_come_in_their_order_and_the_last_one_counts(tmp_path, held_back):
+    held_back.set()
+    writer = Writer(background=True)
+    for value in (1.0, 2.0, 3.0):
+        writer(state(value), tmp_path / LAST)
+    writer.wait()
+    assert [load(tmp_path / name)["run"]["done"] for name in (LAST, PREVIOUS)] == [3, 2]
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_a_checkpoint_that_cannot_be_written_ends_the_run(tmp_path, held_back, background):
+    held_back.set()
+    (tmp_path / "file").write_text("in the way")
+    writer = Writer(background)
+    with pytest.raises(OSError):
+        writer(state(1.0), tmp_path / "file" / LAST)
+        writer.wait()
+    writer.wait()  # it is told once
+    writer(state(2.0), tmp_path / LAST)
+    writer.wait()
+    assert load(tmp_path / LAST)["run"]["done"] == 2
