@@ -46,8 +46,8 @@ def html_of(found: Study, path: Path) -> Path:
 
 
 def scorers(*names: str) -> dict:
-    nodes = {"entropy": {"_target_": "tid.scorers.Entropy", "of": "predicted"},
-             "surprisal": {"_target_": "tid.scorers.Surprisal", "of": "predicted"},
+    nodes = {"entropy": {"_target_": "tid.scorers.Entropy", "of": "predicted", "source": "fresh"},
+             "surprisal": {"_target_": "tid.scorers.Surprisal", "of": "predicted", "source": "fresh"},
              "random": {"_target_": "tid.scorers.Random"}}  # fmt: skip
     return {name: config.instantiate(nodes[name], name) for name in names}
 
