@@ -74,7 +74,7 @@ def test_a_model_that_is_named_is_timed_on_a_cpu_too():
         ("measure=speed", "measure.0: wanted 'steps', 'loop', 'run', 'start' or 'memory', got 'speed'"),
         ("batch_size=8,0", "batch_size.1: wanted a value greater than or equal to 1, got 0"),
         ("peers=eager,eager", "peers: the same value is there twice"),
-        ("seeed=1", "seeed: unknown key; did you mean seed?"),
+        ("scorer=random seeed=1", "seeed: unknown key; did you mean seed?"),
     ],
 )
 def test_wrong_settings_are_refused_before_anything_is_written(tmp_path, arguments, message):

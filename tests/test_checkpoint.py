@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tid import checkpoint
-from tid.checkpoint import BEST, LAST, PREVIOUS, Writer, load
+from tid.checkpoint import BEST, LAST, PREVIOUS, CheckpointError, Writer, load, load_newest
 
 
 def state(value: float) -> dict:
@@ -55,10 +55,29 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run(tmp_path, held_back, b
     held_back.set()
     (tmp_path / "file").write_text("in the way")
     writer = Writer(background)
-    with pytest.raises(OSError):
-        writer(state(1.0), tmp_path / "file" / LAST)
+    said = []
+    with pytest.raises(CheckpointError, match="last.pt: cannot be written .*make room, and the same command resumes"):
+        writer(state(1.0), tmp_path / "file" / LAST, then=lambda: said.append("saved"))
         writer.wait()
+    assert not said
     writer.wait()  # it is told once
-    writer(state(2.0), tmp_path / LAST)
+    writer(state(2.0), tmp_path / LAST, then=lambda: said.append("saved"))
     writer.wait()
-    assert load(tmp_path / LAST)["run"]["done"] == 2
+    assert load(tmp_path / LAST)["run"]["done"] == 2 and said == ["saved"]
+
+
+def test_whoever_waits_no_longer_is_let_go(tmp_path, held_back):
+    said = []
+    with pytest.raises(KeyboardInterrupt), Writer(background=True) as writer:
+        writer(state(1.0), tmp_path / LAST, then=lambda: said.append("saved"))
+        raise KeyboardInterrupt
+    assert writer.busy
+    held_back.set()
+    writer.wait()
+    assert not said  # the run has another status by then
+
+
+def test_what_a_killed_process_left_half_written_is_removed(tmp_path):
+    (tmp_path / "last.123.tmp").write_text("half")
+    assert load_newest(tmp_path) == (None, [])
+    assert not list(tmp_path.iterdir())

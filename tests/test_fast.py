@@ -2,16 +2,20 @@
 
 import copy
 import io
+import math
 
 import pytest
 import torch
 from tiny import CONTEXT, build, tiny_model, tiny_step, variants, weights, window
 from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from tid.flat import FlatUpdate, flat_update
 from tid.gradients import Gradients
 from tid.model import token_nats
+from tid.pieces import GROUPS, add_norm_weight_gradient_
 from tid.precision import autocast
+from tid.products import add_rows_
 from tid.twin import Twin, matrices_of, twin_shapes
 from tid.update import Update
 
@@ -53,6 +57,24 @@ def test_a_twins_gradients_are_the_models(model):
     torch.testing.assert_close(gradients.square_sums.sum(), flat.square().sum())
     norms = torch.cat([p.grad for p in model.parameters() if p.ndim == 1])
     torch.testing.assert_close(gradients.norms(), norms, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(8, 16), (10, 250), (3, 5), (1, 1), (12, 100), (30, 50)])
+def test_a_norms_weight_gradient_takes_few_sums_whatever_the_shape(shape):
+    dh, x, inverse = torch.rand(*shape, 4), torch.rand(*shape, 4), torch.rand(*shape, 1)
+    sums = torch.zeros(math.gcd(dh[..., 0].numel(), GROUPS), 4)
+    traced = make_fx(add_norm_weight_gradient_)(sums.clone(), dh, x, inverse)
+    assert len(traced.graph.nodes) < 100  # what is unrolled has to be compiled
+    add_norm_weight_gradient_(sums, dh, x, inverse)
+    torch.testing.assert_close(sums.sum(dim=0), (dh * x * inverse).sum(dim=(0, 1)))
+
+
+@pytest.mark.parametrize(("count", "dtype"), [(5, torch.float32), (5000, torch.float32), (50, torch.bfloat16)])
+def test_rows_are_added_once_for_each_token_that_names_them(count, dtype):
+    table, tokens, rows = torch.rand(7, 4).to(dtype), torch.arange(count) % 5, torch.rand(count, 4)
+    wanted = table.float().index_add(0, tokens, rows)
+    add_rows_(table, rows, tokens)
+    torch.testing.assert_close(table.float(), wanted, rtol=1e-5 if dtype == torch.float32 else 2e-2, atol=1e-4)
 
 
 def pair(precision="fp32", accumulates=False, vector=False, optim="adamw") -> tuple[Update, FlatUpdate]:

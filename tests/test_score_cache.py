@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from tiny import CONTEXT, assert_same, build, run, tiny_shape, tiny_step, variants, weights
@@ -10,7 +11,7 @@ from tid.dropout import check_combination
 from tid.flat import flat_update
 from tid.loop import cache_figures
 from tid.schedules import Late
-from tid.score_cache import ScoreCache
+from tid.score_cache import ScoreCache, first_epoch
 from tid.step import COLUMNS
 
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
@@ -53,7 +54,9 @@ def test_after_epochs_without_dropping_cached_scores_are_fresh_ones(scorer):
 @pytest.mark.parametrize("mode", ["loss_mask", "mask_aux"])
 def test_a_mode_that_sees_all_tokens_refreshes_all_scores(scorer, mode):
     if mode == "loss_mask" and build("scorer", scorer).needs == "gradients":
-        pytest.skip("the gradient is that of the masked loss")
+        with pytest.raises(ValueError, match="LossMask trains on a part of the loss"):
+            check(scorer, mode)
+        return
     fresh, cached = (step_of(scorer, source, mode=mode, epochs=2) for source in ("fresh", "cached"))
     for step in (fresh, cached):
         run(step, EPOCH)
@@ -150,11 +153,54 @@ def test_at_rate_0_nothing_is_kept_and_the_run_is_the_baseline():
     assert_same(weights(plain), weights(cached))
 
 
+def check(scorer: str, mode: str) -> None:
+    scorer = build("scorer", scorer, source="cached")
+    parts = (scorer, build("selector", "lowest"), build("drop_mode", mode), build("drop_schedule", "constant"))
+    check_combination(*parts, tiny_shape(), protect_first=1)
+
+
 def test_attention_of_gathered_tokens_is_refused():
-    scorer = build("scorer", "attention_mass", source="cached")
-    parts = (scorer, build("selector", "lowest"), build("drop_mode", "skip"), build("drop_schedule", "constant"))
     with pytest.raises(ValueError, match="scorer.source=cached: drop_mode Skip"):
-        check_combination(*parts, tiny_shape(), protect_first=1)
+        check("attention_mass", "skip")
+
+
+def test_a_score_that_is_no_number_is_not_kept():
+    step = step_of("entropy", "cached")
+    samples = torch.arange(2)
+    step.batches.load_orders(0, 2)
+    good, bad = torch.rand(2, CONTEXT), torch.rand(2, CONTEXT)
+    bad[0, 3], bad[1, 5] = torch.inf, torch.nan
+    for number, scores in enumerate((good, bad)):
+        step.cache.store(samples, scores, None, torch.tensor(number))
+    rows = step.cache.scores[step.batches.sequences_of(samples)]
+    assert rows[0, 3] == good[0, 3] and rows[1, 5] == good[1, 5]
+    assert (rows == bad).sum() == 2 * CONTEXT - 2
+
+
+def test_of_a_sequence_that_is_there_twice_the_last_copy_counts():
+    step = step_of("grad_norm", "cached")
+    count = step.batches.num_sequences
+    for start in range(0, 40 * count, 4):  # where an epoch ends within a batch
+        sequences = step.batches.sequences(start, 4)
+        if len(set(sequences)) < 4:
+            break
+    twice = [row for row in range(4) if (sequences == sequences[row]).sum() == 2]
+    samples, scores = torch.arange(start, start + 4), torch.arange(4.0)[:, None].expand(4, CONTEXT)
+    keep = torch.ones(4, CONTEXT, dtype=torch.bool)
+    keep[twice[1], 2] = keep[twice[0], 3] = False
+    step.cache.store(samples, scores, keep, torch.tensor(9))
+    found = step.cache.scores[int(sequences[twice[0]])]
+    assert found[2] == twice[0] and found[3] == twice[1] and set(found[4:].tolist()) == {twice[1]}
+
+
+def test_what_is_said_of_the_first_epoch():
+    bands = np.full((40, 2), 0.3)
+    assert first_epoch(74, 4, bands) == "until step 19, in its first epoch, it drops at random: no scores are known"
+    bands[19:] = 0
+    assert "every token goes at random; use scorer.source=fresh" in first_epoch(74, 4, bands)
+    late = bands[::-1].copy()
+    late[:19] = 0
+    assert first_epoch(74, 4, late) is None
 
 
 @pytest.mark.parametrize("mode", ["zero", "hide", "mask_aux"])

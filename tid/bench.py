@@ -18,7 +18,6 @@ from tid import cli, config
 
 SEVERAL = {"scorer": "scorers", "drop_mode": "drop_modes", "optim": "optims"}  # groups that take several options
 LISTS = ("measure", "batch_size", "peers")
-CALL = "python -m tid.bench " + shlex.join(sys.argv[1:])
 
 
 def _list(value: Any) -> Any:
@@ -88,20 +87,21 @@ def check(settings: dict) -> BenchConfig:
     return config.check(settings, schema=BenchConfig)
 
 
-@cli.entry("bench", check=check)
-def command(cfg: DictConfig) -> None:
-    settings = check(config.plain(cfg)).model_dump()
-
-    from tid.benchmark.conduct import conduct
-    from tid.benchmark.start import empty_cache
-
-    with empty_cache() if settings["cold"] else contextlib.nullcontext():
-        for block in conduct(settings, CALL):
-            print(block, flush=True)
-
-
 def main() -> None:
     """The command line, where several options of a group are written with commas."""
+    call = "python -m tid.bench " + shlex.join(sys.argv[1:])
+
+    @cli.entry("bench", check=check)
+    def command(cfg: DictConfig) -> None:
+        settings = check(config.plain(cfg)).model_dump()
+
+        from tid.benchmark.conduct import conduct
+        from tid.benchmark.start import empty_cache
+
+        with empty_cache() if settings["cold"] else contextlib.nullcontext():
+            for block in conduct(settings, call):
+                print(block, flush=True)
+
     sys.argv[1:] = as_hydra(sys.argv[1:])
     command()
 
@@ -143,7 +143,7 @@ def nodes(arguments: list[str], group: str) -> list[str]:
         own = {key: v for key, v in values.items() if key in known[name]}
         for combination in itertools.product(*own.values()):
             pairs = list(zip(own, combination, strict=True))
-            label = "_".join([name, *(re.sub(r"\W", "_", v) for (_, v) in pairs if len(own[_]) > 1)])
+            label = "_".join([name, *(re.sub(r"\W", "_", value) for key, value in pairs if len(own[key]) > 1)])
             labels.append(label)
             found.append(f"{'' if label in default else '+'}{group}@{SEVERAL[group]}.{label}={name}")
             found += [f"{SEVERAL[group]}.{label}.{key}={value}" for key, value in pairs]

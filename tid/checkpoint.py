@@ -5,6 +5,7 @@ import pickle
 import shutil
 import threading
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -64,32 +65,37 @@ def link(source: Path, path: Path) -> None:
 class Writer:
     """Writes checkpoints one after the other; with `background`, in a thread while the next steps run on the GPU.
 
-    The state is copied to the host before a call returns, into memory that is kept for the next time. An error of the
-    thread is raised by the next call, or by `wait`.
+    The state is copied to the host before a call returns, into memory that is kept for the next time. What goes wrong
+    in the thread is raised by the next call, by `check` or by `wait`: CheckpointError, with the path.
     """
 
     def __init__(self, background: bool = False) -> None:
         self.background = background
         self.thread: threading.Thread | None = None
         self.error: BaseException | None = None
+        self.abandoned = False
         self.buffers: dict[tuple, torch.Tensor] = {}
 
     def __enter__(self) -> "Writer":
         return self
 
-    def __exit__(self, *exception: Any) -> None:
-        self.wait()
+    def __exit__(self, kind: type | None, *exception: Any) -> None:
+        self.abandoned = kind is not None and issubclass(kind, KeyboardInterrupt)  # somebody waits no longer
+        if not self.abandoned:
+            self.wait()
 
-    def __call__(self, state: dict, path: Path, also: Path | None = None) -> None:
-        """Write `state` to `path`, and make `also` the same file."""
+    def __call__(
+        self, state: dict, path: Path, also: Path | None = None, then: Callable[[], Any] = lambda: None
+    ) -> None:
+        """Write `state` to `path`, make `also` the same file, then call `then`."""
         self.wait()
         if not self.background:
-            self.write(state, path, also)
+            self.write(state, path, also, then)
             return
         copied = self.on_host(state)
         if torch.cuda.is_initialized():
             torch.cuda.synchronize()
-        self.thread = threading.Thread(target=self.guarded, args=(copied, path, also))
+        self.thread = threading.Thread(target=self.guarded, args=(copied, path, also, then), daemon=True)
         self.thread.start()
 
     @property
@@ -97,10 +103,18 @@ class Writer:
         """Is something still being written?"""
         return self.thread is not None and self.thread.is_alive()
 
-    def write(self, state: dict, path: Path, also: Path | None) -> None:
-        save(state, path)
-        if also:
-            link(path, also)
+    def write(self, state: dict, path: Path, also: Path | None, then: Callable[[], Any]) -> None:
+        try:
+            save(state, path)
+            if also:
+                link(path, also)
+        except (OSError, RuntimeError) as error:  # the latter is torch's word for a full disk
+            raise CheckpointError(
+                f"{path}: cannot be written ({error}). The checkpoint before it is as it was: make room, and the same "
+                "command resumes from there"
+            ) from error
+        if not self.abandoned:
+            then()
 
     def guarded(self, *arguments: Any) -> None:
         try:
@@ -113,22 +127,26 @@ class Writer:
         if isinstance(state, dict):
             return {key: self.on_host(value, (*where, key)) for key, value in state.items()}
         if isinstance(state, list | tuple):
-            return type(state)(self.on_host(value, (*where, number)) for number, value in enumerate(state))
+            return type(state)([self.on_host(value, (*where, number)) for number, value in enumerate(state)])
         if type(state) not in (torch.Tensor, torch.nn.Parameter):
             return state.to("cpu", copy=True) if isinstance(state, torch.Tensor) else state
         buffer = self.buffers.get(where)
-        if buffer is None or buffer.shape != state.shape:
+        if buffer is None or (buffer.shape, buffer.dtype) != (state.shape, state.dtype):
             buffer = self.buffers[where] = torch.empty(state.shape, dtype=state.dtype, pin_memory=state.is_cuda)
         return buffer.copy_(state.detach(), non_blocking=True)
 
-    def wait(self) -> None:
-        """Until what was handed over is on the disk. Raises what kept it from getting there."""
-        if self.thread:
-            self.thread.join()
-            self.thread = None
+    def check(self) -> None:
+        """Raise what went wrong in the thread, if it has ended."""
         error, self.error = self.error, None
         if error:
             raise error
+
+    def wait(self, seconds: float | None = None) -> None:
+        """Until what was handed over is on the disk, or that many seconds. Raises what kept it from getting there."""
+        thread, self.thread = self.thread, None
+        if thread:
+            thread.join(seconds)
+        self.check()
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> dict:
@@ -154,7 +172,10 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict:
 
 
 def load_newest(folder: Path, device: torch.device | str = "cpu") -> tuple[dict | None, list[str]]:
-    """The furthest intact checkpoint of a run's `checkpoints` folder, None without any; and what ails others."""
+    """The furthest intact checkpoint of a run's `checkpoints` folder, None without any; and what ails others. What a
+    process that was killed has left half written there is removed."""
+    for leftover in folder.glob("*.tmp"):
+        leftover.unlink(missing_ok=True)
     states, complaints = [], []
     for name in (LAST, PREVIOUS, BEST):
         path = folder / name

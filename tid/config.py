@@ -230,7 +230,7 @@ def canonical(cfg: dict) -> dict:
         kept.update(dict.fromkeys(DROPPING))
     if isinstance(cfg.get("model"), dict):
         kept["model"] = {key: value for key, value in cfg["model"].items() if key != "init_from"}
-        if cfg["model"].get("init_from"):  # by content; absent when there is none, as before the key existed
+        if cfg["model"].get("init_from"):  # by content; absent when there is none
             kept["model"]["init_from"] = weights_sha256(cfg["model"]["init_from"]) or cfg["model"]["init_from"]
     return _canonical_value(kept)
 

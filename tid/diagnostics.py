@@ -56,7 +56,7 @@ class Probe:
         return time.perf_counter() - started
 
     def mark(self, model: Any, dropout: TokenDropout, done: int, rate: float) -> Marks:
-        """The stream as the run would drop from it now; what is random is drawn anew at every step."""
+        """The stream as the run would drop from it now, by fresh scores; what is random is drawn anew at every step."""
         dropping = Dropping(
             {snake_case(type(dropout.scorer).__name__): dropout.scorer}, dropout.selector, rate, dropout.counts,
             dropout.protect_first, dropout.protected_token, dropout.seed,

@@ -7,8 +7,9 @@ A drop mode is a component with
     flops(shape, context, kept_max)       what training on one sequence costs
     check(shape)                          does it fit the model?
 
-and the declarations `exact_counts`: does it need to know beforehand how many tokens a row keeps? and `sees_all`: does
-its first pass see all tokens as they are? Evaluation never comes here: it calls the model itself.
+and the declarations `exact_counts`: does it need to know beforehand how many tokens a row keeps? `sees_all`: does its
+first pass see all tokens as they are? and `whole_loss`: is the loss of that pass the mean over all predictions?
+Evaluation never comes here: it calls the model itself.
 
 With several processes each has the loss of its own rows, and their mean is what is minimised: a loss that divides by
 anything but the number of predictions has to divide by its mean over the processes (`tid.distributed.mean`).
@@ -63,6 +64,7 @@ class DropMode:
 
     exact_counts: ClassVar = False
     sees_all: ClassVar = False
+    whole_loss: ClassVar = True
 
     def check(self, shape: GPT) -> None:
         """Raise ValueError when the mode cannot work on a model of this shape."""
@@ -177,6 +179,7 @@ class LossMask(DropMode):
     Lin et al. 2024). The mean is over the targets that are left in the micro-batch."""
 
     sees_all: ClassVar = True
+    whole_loss: ClassVar = False
 
     def loss(self, model: Decoder, batch: Batch, learned: nn.ParameterDict) -> Loss:
         nats = model.nats(model.layers(model.embed(batch.tokens)), batch.targets)

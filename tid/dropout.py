@@ -31,6 +31,11 @@ def check_combination(scorer: Any, selector: Any, mode: Any, schedule: Any, shap
             f"scorer.source=cached: drop_mode {type(mode).__name__} trains most layers on the kept tokens alone, whose "
             "attention says nothing of the others: use scorer.source=fresh or another drop_mode"
         )
+    if cached(scorer) and scorer.needs == "gradients" and not mode.whole_loss:
+        raise ValueError(
+            f"scorer.source=cached: drop_mode {type(mode).__name__} trains on a part of the loss, whose gradient is "
+            "not the score: use scorer.source=fresh or another drop_mode"
+        )
     if scorer.needs not in NEEDS:
         raise ValueError(f"scorer {type(scorer).__name__} needs {scorer.needs!r}: wanted one of {', '.join(NEEDS)}")
     mode.check(shape)

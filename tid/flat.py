@@ -5,6 +5,7 @@ in the order in which the forward pass needs them: an optimizer is bound by memo
 reads the weights between two steps calls `settle` first.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -106,7 +107,7 @@ class FlatUpdate(Update):
     def update_(self, p: Tensor, g: Tensor, copy: Tensor | None, moments: Any, due: tuple, c: Constants) -> None:
         """AdamW's update in place, of one piece after the other: torch tunes a kernel on copies of what it changes."""
         bits = (moments.bits,) if isinstance(moments, LowMoments) else ()
-        size = piece_size(len(p))
+        size = piece_size(len(p), math.lcm(ALIGNED, *(state.block_size for state in getattr(moments, "states", ()))))
         for start in range(0, len(p), size):
             here = slice(start, start + size)
             its = moments.piece(start, start + size)
@@ -165,8 +166,10 @@ class FlatUpdate(Update):
 class FlatAdamW(FlatUpdate):
     """AdamW with moments in 32, 8 or 4 bits."""
 
-    def __init__(self, model: Decoder, learned: nn.ParameterDict, optim: Any, *how: Any) -> None:
-        super().__init__(model, learned, optim, *how)
+    def __init__(
+        self, model: Decoder, learned: nn.ParameterDict, optim: Any, precision: str, accumulates: bool, compiled: bool
+    ) -> None:
+        super().__init__(model, learned, optim, precision, accumulates, compiled)
         (optimizer,) = self.optimizers
         bits = {AdamW8bit: 8, AdamW4bit: 4}.get(type(optim))
         self.moments, matrices = [], iter(self.matrices)
@@ -253,10 +256,10 @@ def flat_update(optim: Any, model: Decoder) -> type[FlatUpdate] | None:
     return next((kind for kind in (FlatAdamW, FlatMuon) if kind.suits(optim, model)), None)
 
 
-def piece_size(size: int) -> int:
-    """The largest whole fraction of `size` up to MOST_AT_ONCE and in multiples of ALIGNED; `size` if there is none."""
+def piece_size(size: int, multiple: int) -> int:
+    """The largest whole fraction of `size` up to MOST_AT_ONCE that is a multiple of `multiple`, or else `size`."""
     for count in range(-(-size // MOST_AT_ONCE), 1024):
-        if size % (count * ALIGNED) == 0:
+        if size % (count * multiple) == 0:
             return size // count
     return size
 

@@ -8,28 +8,36 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from omegaconf import OmegaConf
 
 from tid import checkpoint, distributed
+from tid.assembly import put_together
 from tid.capture import compile_cache
 from tid.config import ConfigError, RunConfig, doubts, dropping_names, is_baseline, run_hash, run_slug
 from tid.data import Corpus, load_corpus
-from tid.data.batches import Batches
 from tid.data.tokenizer import EOT
 from tid.device import choose_device, choose_precision, refuse_hopeless, set_up, where
 from tid.diagnostics import probe
-from tid.dropout import TokenDropout, check_combination
+from tid.dropout import check_combination
 from tid.handle import Handle, RunInfo
 from tid.llama import load_weights, pinned, refuse_mismatch
 from tid.lock import RunLock
-from tid.logs import NoLog, RunLog, read_status, say, write_csv, write_json, write_status, write_text
+from tid.logs import NoLog, RunLog, read_status, say, write_json, write_status, write_text
 from tid.loop import Preempted, Run, fit, resume
 from tid.peers import Alone, together
 from tid.pin import split_pin
-from tid.records import is_done, record_failure, record_from_thread, refuse_other_text, say_done, text_of
+from tid.records import (
+    is_done,
+    record_failure,
+    record_from_thread,
+    refuse_other_text,
+    say_done,
+    text_of,
+    write_documents,
+)
 from tid.revision import continued, in_words
+from tid.score_cache import first_epoch
 from tid.step import TrainStep
 from tid.summary import device_name, summarise
 from tid.validation import Validation
@@ -93,8 +101,9 @@ def train_in(
         try:
             if peers.leads:
                 write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
-                peers.on_failure = functools.partial(record_from_thread, folder, log)
             run = assemble(config, settings, parts, corpus, device, folder, log, peers)
+            if peers.leads:
+                peers.on_failure = functools.partial(record_from_thread, folder, log, run.writer)
             carry_out(run, state, parts["tracker"], started)
             run.step.release()
         except BaseException as error:
@@ -159,24 +168,15 @@ def training_step(
     model = parts["model"].build(settings.seed).to(device)
     if parts["model"].init_from:
         load_weights(model, split_pin(parts["model"].init_from)[0])
-    counts = np.bincount(corpus.train.tokens, minlength=model.shape.vocab_size)
-    dropout = TokenDropout(
-        parts["scorer"],
-        parts["selector"],
-        parts["drop_schedule"],
-        counts=torch.from_numpy(counts).float().to(device),
+    return put_together(
+        model,
+        corpus.train.tokens,
+        **{name: parts[name] for name in ("scorer", "selector", "drop_schedule", "drop_mode", "optim")},
         protect_first=settings.protect_first,
         protected_token=EOT,
+        context=settings.context,
+        stride=settings.stride,
         seed=settings.seed,
-    )
-    cut = {"context": settings.context, "stride": settings.stride, "seed": settings.seed}
-    batches = Batches(corpus.train.tokens, **cut, protected_token=EOT, device=device)
-    return TrainStep(
-        model,
-        parts["drop_mode"],
-        dropout,
-        parts["optim"],
-        batches,
         batch_size=settings.batch_size,
         accumulate_steps=settings.accumulate_steps,
         total_steps=settings.total_steps,
@@ -239,15 +239,6 @@ def carry_out(run: Run, state: dict | None, tracker: Any, started: float) -> Non
     run.log.say(f"done. Validation: {shown}. Everything is in {run.folder}")
 
 
-def write_documents(run: Run) -> None:
-    """documents.csv: Σ nats of each validation document after the last step and at the best, and its size. A paired
-    comparison of two runs over documents needs no more."""
-    rows = zip(run.validation.document_sizes(), run.documents["final"], run.documents["best"], strict=True)
-    header = ["document", "tokens", "characters", "bytes", "final_nats", "best_nats"]
-    table = ([number, *sizes, final, best] for number, (sizes, final, best) in enumerate(rows))
-    write_csv(run.folder / "documents.csv", header, table)
-
-
 def tracked(run: Run) -> RunInfo:
     """How the trackers know this run; the id follows from what determines its result, so a resumed run keeps it."""
     name, title = run.config["name"], run.config["label"] or run_slug(run.config)
@@ -283,6 +274,10 @@ def introduce(run: Run) -> None:
     )
     parts = (dropout.scorer, dropout.selector, step.mode, dropout.schedule)
     dropping = "nothing" if is_baseline(run.config) else ", ".join(map(str, parts))
+    if step.cache and (said := first_epoch(step.batches.num_sequences, run.samples_per_step, step.host_bands)):
+        run.log.say(said)
+    if step.fast and not step.updating.capturable:
+        run.log.say("this optimizer steps outside the captured graph, one parameter after the other: that is slow")
     run.log.say(f"drops {dropping}; {f'resumes at step {run.done}' if run.done else 'starts'} in {run.folder}")
 
 

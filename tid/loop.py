@@ -1,5 +1,6 @@
 """The training loop: step, log, evaluate, checkpoint, resume, stop. `fit` reads top to bottom."""
 
+import functools
 import math
 import resource
 import statistics
@@ -96,6 +97,7 @@ def fit(run: Run) -> None:
             save_due = eval_due or run.done % run.checkpoint_every == 0 or stop_due
             if log_due or save_due or step.device.type == "cpu":  # reading bad_step waits for a GPU
                 stop_if_broken(run)
+            run.writer.check()
             if log_due or eval_due:
                 row = train_row(run, watch.read())
                 if eval_due:
@@ -222,6 +224,7 @@ def stop_if_broken(run: Run) -> None:
 
 def last_good(run: Run) -> str:
     path = run.checkpoints / checkpoint.LAST
+    run.writer.wait()
     return f"last good checkpoint: {path}" if path.exists() else "no checkpoint had been written yet"
 
 
@@ -230,8 +233,9 @@ def save(run: Run) -> None:
     facts = {name: getattr(run, name) for name in (*RESUMED, "config", "data")}
     state = {"run": facts | {"precision": run.step.precision}, "train": run.step.state_dict()}
     best = run.best and run.best["step"] == run.done
-    run.writer(state, run.checkpoints / checkpoint.LAST, run.checkpoints / checkpoint.BEST if best else None)
-    write_status(run.folder, "running", step=run.done, total_steps=run.total_steps)
+    saved = functools.partial(write_status, run.folder, "running", step=run.done, total_steps=run.total_steps)
+    last, best_too = run.checkpoints / checkpoint.LAST, run.checkpoints / checkpoint.BEST if best else None
+    run.writer(state, last, best_too, then=saved)
 
 
 def resume(run: Run, state: dict) -> None:

@@ -135,7 +135,7 @@ def _refuse_unknown_key(parsed: list[Override], loader: ConfigLoader, config_nam
     """Say which key of settings that do not compose is to blame. Returns when it is none of them."""
     groups = [o for o in parsed if _is_group(o.key_or_group, loader)]
     for override in groups:
-        if override.is_add():
+        if override.is_add() and override.package is None:
             line = override.input_line.lstrip("+")
             raise ConfigError(
                 f"{override.input_line}: every run has {override.key_or_group} already; write {line}"

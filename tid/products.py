@@ -79,9 +79,10 @@ def add_rows_(table: Tensor, rows: Tensor, tokens: Tensor) -> None:
     """Add rows (N, C) to those of `table` (V, C) that tokens (N,) name, the same on every run.
 
     index_add_ is atomic on a GPU and so rounds differently each time. Few rows are summed by a product: row i of the
-    equality matrix of the tokens picks all rows of token i, and equal tokens then write equal sums.
+    equality matrix of the tokens picks all rows of token i, and equal tokens then write equal sums. In float32 that
+    product would round to TF32.
     """
-    if len(tokens) > GRAM_ROWS:
+    if len(tokens) > GRAM_ROWS or table.dtype == torch.float32:
         table += torch.ops.aten.embedding_dense_backward(rows.to(table.dtype), tokens, len(table), -1, False)
         return
     same = (tokens[:, None] == tokens).to(table.dtype)

@@ -1,13 +1,17 @@
 """What a run's folder says about the run: is it done, of which text, how did it end."""
 
+import contextlib
 import json
 import traceback
 from pathlib import Path
 
+from tid.checkpoint import CheckpointError, Writer
 from tid.config import ConfigError
 from tid.data import Corpus
-from tid.logs import RunLog, read_status, say, write_status
-from tid.loop import Preempted
+from tid.logs import RunLog, read_status, say, write_csv, write_status
+from tid.loop import Preempted, Run
+
+WRITE_SECONDS = 8  # torchrun kills all processes 30 s after one has failed
 
 
 def is_done(folder: Path) -> bool:
@@ -45,7 +49,18 @@ def record_failure(folder: Path, error: BaseException) -> None:
     write_status(folder, "preempted" if stopped else "failed", reason=reason)
 
 
-def record_from_thread(folder: Path, log: RunLog, error: Exception) -> None:
-    """status.json and the log of a run whose main thread hangs."""
+def record_from_thread(folder: Path, log: RunLog, writer: Writer, error: Exception) -> None:
+    """status.json and the log of a run whose main thread hangs, once its last checkpoint is written."""
+    with contextlib.suppress(CheckpointError):
+        writer.wait(WRITE_SECONDS)
     record_failure(folder, error)
     log.note("".join(traceback.format_exception(error)))
+
+
+def write_documents(run: Run) -> None:
+    """documents.csv: Σ nats of each validation document after the last step and at the best, and its size. A paired
+    comparison of two runs over documents needs no more."""
+    rows = zip(run.validation.document_sizes(), run.documents["final"], run.documents["best"], strict=True)
+    header = ["document", "tokens", "characters", "bytes", "final_nats", "best_nats"]
+    table = ([number, *sizes, final, best] for number, (sizes, final, best) in enumerate(rows))
+    write_csv(run.folder / "documents.csv", header, table)

@@ -56,10 +56,8 @@ def continued(recorded: dict | None) -> dict[str, str | None]:
 
 
 def is_other(recorded: dict) -> bool:
-    """Was what `recorded` these facts made by other code than the present? Older runs recorded the commit only."""
-    if recorded.get("source"):
-        return recorded["source"] != SOURCE
-    return recorded.get("git_sha") not in (None, git_sha())
+    """Was what `recorded` these facts made by other code than the present? Not that we know, when there are none."""
+    return recorded.get("source", SOURCE) != SOURCE
 
 
 def in_words(recorded: dict) -> str:

@@ -8,6 +8,8 @@ on the device until the sequence comes up again:
 - A pass with dropped tokens tells nothing of how important these would have been, so they keep their older score,
   unless the score is about the token's own prediction (of=predicted) or the pass saw all tokens (loss_mask, mask_aux).
 - A token that never took part has no score yet, and counts as more important than all others of its sequence.
+
+It takes 8 bytes for each token of each sequence, on the device and in every checkpoint.
 """
 
 from collections.abc import Iterator
@@ -15,9 +17,11 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from tid import randomness
 from tid.data.batches import Batches
 from tid.dropout import TokenDropout
 from tid.scorers import Evidence
@@ -32,6 +36,18 @@ class Recalled(NamedTuple):
     unseen_rows: Tensor
     unscored: Tensor
     ages: Tensor
+
+
+def first_epoch(sequences: int, samples_per_step: int, bands: np.ndarray) -> str | None:
+    """What is to be said of a run's first epoch, in which nothing is known; bands (total_steps, 2): its drop rates."""
+    steps = -(-sequences // samples_per_step)
+    if not bands[steps:].any():
+        return (
+            f"warning: all dropping is within the first {steps:,} steps, the first epoch: scorer.source=cached knows "
+            "no scores there, so that every token goes at random; use scorer.source=fresh"
+        )
+    drops = bands[:steps].any()
+    return f"until step {steps:,}, in its first epoch, it drops at random: no scores are known" if drops else None
 
 
 class ScoreCache:
@@ -64,22 +80,32 @@ class ScoreCache:
     def watching(self, updating: Update, tokens: Tensor, targets: Tensor, samples: Tensor) -> Iterator["Watch"]:
         """Score the tokens of the passes within: gives the Watch that does."""
         model = updating.compute
-        evidence = self.dropout.evidence(model, tokens, targets, updating.table())
+        noise = self.dropout.uniform(randomness.SCORES, samples, tokens.shape[1])
+        evidence = replace(self.dropout.evidence(model, tokens, targets, updating.table()), noise=noise)
         watch = Watch(self.dropout, evidence, model.shape.num_layers, updating.beside)
         model.observe(watch)
-        yield watch
-        model.observe(None)
+        try:
+            yield watch
+        finally:
+            model.observe(None)
 
     @torch.no_grad()
     def store(self, samples: Tensor, scores: Tensor, keep: Tensor | None, step: Tensor) -> None:
-        """Keep the scores (B, T) of samples (B,), of a pass that dropped what `keep` says, None for nothing."""
+        """Keep the scores (B, T) of samples (B,), of a pass that dropped what `keep` says, None for nothing. A score
+        that is not finite is not kept."""
         sequences = self.batches.sequences_of(samples)
-        taken = step.int().expand(scores.shape)
+        fresh = scores.isfinite()
         if not (keep is None or self.mode.sees_all or self.dropout.scorer.about_prediction):
-            scores = torch.where(keep, scores, self.scores.index_select(0, sequences))
-            taken = torch.where(keep, taken, self.taken.index_select(0, sequences))
-        self.scores.index_copy_(0, sequences, scores)
-        self.taken.index_copy_(0, sequences, taken)
+            fresh = fresh & keep
+        # Where an epoch ends within a batch, a sequence may be there twice. Rows that are written to the same place
+        # must be equal: each takes the last copy that is fresh, (B, 1, T) of the (B, B) pairs.
+        numbers = torch.arange(len(samples), device=samples.device)
+        same = (sequences[:, None] == sequences)[:, :, None] & fresh
+        latest = torch.where(same, numbers[:, None], -1).amax(dim=1)
+        rows, any_ = latest.clamp_min(0), latest >= 0
+        kept, taken = (table.index_select(0, sequences) for table in (self.scores, self.taken))
+        self.scores.index_copy_(0, sequences, torch.where(any_, scores.gather(0, rows), kept))
+        self.taken.index_copy_(0, sequences, torch.where(any_, step.int(), taken))
 
     def state_dict(self) -> dict[str, Tensor]:
         return {"scores": self.scores, "taken": self.taken}
@@ -115,7 +141,7 @@ class Watch:
     def attention(self, received: Any, q: Tensor, k: Tensor, visible: Tensor | None) -> None:
         """A layer's queries and keys; `received` makes the mass of each key of them."""
         if self.dropout.scorer.needs == "attention" and len(self.received) < self.num_layers:
-            with self.beside(q, k), torch.no_grad():
+            with self.beside(q, k, *([] if visible is None else [visible])), torch.no_grad():
                 self.received.append(received(q.detach(), k.detach(), visible))
 
     @torch.no_grad()

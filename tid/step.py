@@ -39,6 +39,8 @@ class TrainStep:
     without it the same code runs eagerly on any device.
     """
 
+    TENSORS = ("step", "token_seen", "token_drops")
+
     def __init__(
         self,
         model: Decoder,
@@ -60,7 +62,7 @@ class TrainStep:
         self.learned = nn.ParameterDict(mode.parameters(model.shape.hidden_size)).to(device)
         flat = flat_update(optim, model) if fast else None
         if flat:
-            self.updating: Update = flat(model, self.learned, optim, precision, accumulate_steps > 1, True)
+            self.updating: Update = flat(model, self.learned, optim, precision, accumulate_steps > 1, compiled=True)
         else:
             self.updating = Update(model, self.learned, optim, precision)
 
@@ -80,9 +82,9 @@ class TrainStep:
         caches = cached(dropout.scorer) and self.host_bands.any()
         self.cache = ScoreCache(dropout, mode, batches) if caches else None
         self.score_watch = Stopwatch(device)
-        self.train_flops, self.score_flops = 0.0, 0.0
+        self.train_flops = self.score_flops = 0.0
         self.fast, self.graphs, self.pool = fast, {}, None
-        self.on_capture: Callable[[float], None] = lambda seconds: None
+        self.on_capture: Callable[[float], Any] = float  # is told how many seconds a graph took
         if fast:
             self.compile()
 
@@ -112,7 +114,7 @@ class TrainStep:
 
     @property
     def trained(self) -> Decoder:
-        """The model as the steps so far have left it, for evaluation: no gradients."""
+        """The model as the steps have left it, for evaluation: no gradients."""
         self.updating.settle()
         return self.updating.scoring
 
@@ -173,9 +175,8 @@ class TrainStep:
 
     def release(self) -> None:
         """Part with the captured graphs: NCCL cannot end while one of them holds a collective."""
-        for graph in self.graphs.values():
-            graph.graph.reset()
-        self.graphs.clear()
+        while self.graphs:
+            self.graphs.popitem()[1].graph.reset()
 
     def update(self, drops: bool, kept_max: int) -> None:
         """The step itself. Nothing in it waits for the device, except optimizers that cannot be captured."""
@@ -268,8 +269,6 @@ class TrainStep:
     def now(self, table: Tensor) -> Tensor:
         """The row of a table (total_steps, ...) for this step; table[step] would wait for the device."""
         return table.index_select(0, self.step[None]).squeeze(0)
-
-    TENSORS = ("step", "token_seen", "token_drops")
 
     def state_dict(self) -> dict:
         """All that the next step depends on, and the unread part of the metrics."""

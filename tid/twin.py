@@ -35,6 +35,7 @@ class FusedNorm(RMSNorm):
         """x (B, T, C) and what is still to be added to it → their sum, and its norm."""
         return Norm.apply(x, branch, self.weight, self.eps, self.dtype, self.pieces, self.sink)
 
+
 class FusedBlock(nn.Module):
     """`tid.model.Block`, between whose products nothing is written twice.
 

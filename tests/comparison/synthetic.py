@@ -48,8 +48,6 @@ def write_run(
     until: int | None = None,
     score_share: float = 0.0,
     step_ms: float = 10.0,
-    flops_in_rows: bool = True,
-    halves: bool = True,
     document_count: int = 40,
     status: dict | None = None,
     **summary,
@@ -65,7 +63,7 @@ def write_run(
     shape -= (shape * sizes[:, 0]).sum() / sizes[:, 0].sum()  # the mean over tokens stays as asked
     nats = {"final": sizes[:, 0] * (loss + shape), "best": sizes[:, 0] * ((best or loss) + shape)}
     costs = {"train_flops": 1e9 * done, "score_flops": 1e9 * score_share * done, "step_ms": step_ms * (1 + score_share)}
-    rows = metric_rows(run, done, nats, sizes, costs, score_share, flops_in_rows, halves)
+    rows = metric_rows(run, done, nats, sizes, costs, score_share)
     write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(run)))
     write_text(folder / "logs/metrics.jsonl", "".join(json.dumps(jsonable(row)) + "\n" for row in rows))
     facts = {"state": state, "reason": reason, "step": done, "total_steps": total, **MOMENT, "host": "far", "pid": 1}
@@ -89,9 +87,7 @@ def figures(nats: np.ndarray, sizes: np.ndarray, prefix: str = "val") -> dict:
             f"{prefix}_bpc": bits / characters, f"{prefix}_bpb": bits / size}  # fmt: skip
 
 
-def metric_rows(
-    run: dict, done: int, nats: dict, sizes: np.ndarray, costs: dict, score_share: float, flops: bool, halves: bool
-) -> list:
+def metric_rows(run: dict, done: int, nats: dict, sizes: np.ndarray, costs: dict, score_share: float) -> list:
     """A curve that falls from 3 nats above the best to the best half way, then goes straight to the final value."""
     rows, half = [], run["total_steps"] / 2
     scheduled = config.instantiate(run["drop_schedule"], "drop_schedule")
@@ -101,8 +97,7 @@ def metric_rows(
                "drop_rate_scheduled": rate, "drop_rate_realised": rate, "nonfinite_score_rows": 0, "lr": 1e-3,
                "grad_norm": 1.0, "step_ms": costs["step_ms"], "score_ms": costs["step_ms"] * score_share,
                "tokens_per_second": 1e5, "memory_mib": 100.0}  # fmt: skip
-        if flops:
-            row["flops"] = (costs["train_flops"] + costs["score_flops"]) * step / done
+        row["flops"] = (costs["train_flops"] + costs["score_flops"]) * step / done
         if step % run["eval_every"] == 0 or step == run["total_steps"]:
             early = 3 * (half / step) ** 0.5 - 3 if step < half else 0.0
             late = 0.0 if step < half else (step - half) / half
@@ -110,7 +105,7 @@ def metric_rows(
             row |= figures(mixed, sizes)
             even, odd = figures(mixed[::2], sizes[::2], "val_select"), figures(mixed[1::2], sizes[1::2], "val_report")
             del odd["val_report_perplexity"]
-            row |= ({"val_select_loss": even["val_select_loss"]} | odd) if halves else {}
+            row |= {"val_select_loss": even["val_select_loss"]} | odd
         row["seconds"] = step * costs["step_ms"] / 1000
         rows.append(row)
     return rows

@@ -86,14 +86,6 @@ def test_scoring_is_charged_at_equal_flops_and_seconds(three):
     assert any("chosen on the even documents" in note for note in words.notes(found))
 
 
-def test_where_one_run_did_not_log_the_halves_all_documents_serve_and_that_is_said(three):
-    folder, losses = three
-    write(folder, 3, 4.3, scorer="none", drop="none", halves=False)
-    found = ask(folder)
-    assert rows(found)["no drop"].views["flops"].values == pytest.approx([*losses["none"], 4.3])
-    assert any("SAME documents, all of them: 1 of 10 runs are of older code" in note for note in words.notes(found))
-
-
 def test_a_run_whose_curve_starts_beyond_the_budget_is_not_extrapolated(tmp_path):
     write(tmp_path, 0, 4.0, scorer="none", drop="none")
     write(tmp_path, 0, 3.9, score_share=30.0)
@@ -202,13 +194,6 @@ def test_different_devices_have_no_common_wall_clock(tmp_path):
     assert "seconds" not in found.question.at and any(
         "no comparison at equal wall-clock" in n for n in words.notes(found)
     )
-
-
-def test_uncommitted_changes_are_said(tmp_path):
-    write(tmp_path, 0, 4.0, git_sha="c" * 40 + "-dirty")
-    assert not any("cannot be told" in note for note in words.notes(ask(tmp_path)))
-    write(tmp_path, 0, 4.0, git_sha="c" * 40 + "-dirty", source=None)
-    assert any("uncommitted changes" in note and "cannot be told" in note for note in words.notes(ask(tmp_path)))
 
 
 def test_the_report_does_not_depend_on_the_order_of_the_runs(three):

@@ -163,10 +163,10 @@ def test_best_and_last_are_compared_unasked(trained, tmp_path):
         state = torch.load(trained / "checkpoints" / "last.pt", weights_only=True)
         state["run"]["done"] = done
         torch.save(state, folder / name)
-    unigram = {"unigram": build("scorer", "unigram")}  # entropies at initialisation tie, and ties are drawn by lot
-    found = study(wish(trained, checkpoints=[str(folder / "best.pt")], scorers=unigram))
+    position = {"position": build("scorer", "position")}  # has no ties, which are drawn by lot
+    found = study(wish(trained, checkpoints=[str(folder / "best.pt")], scorers=position))
     assert found.found.churn == [
-        {"before": "best.pt (step 6)", "after": "last.pt (step 12)", "churn": {"unigram": 0.0}}
+        {"before": "best.pt (step 6)", "after": "last.pt (step 12)", "churn": {"position": 0.0}}
     ]
     assert study(wish(trained)).found.churn == []  # there both are of step 12
 

@@ -18,6 +18,7 @@ from tid.benchmark import fit, peers, report, start, variants, whole
 from tid.benchmark.arrange import Bench, arrange
 from tid.benchmark.ceilings import Ceilings, measure_ceilings
 from tid.benchmark.race import Contender, Rules, race, reason
+from tid.capture import compile_cache
 from tid.config import ConfigError
 from tid.device import estimate_hours
 from tid.logs import say, write_json
@@ -83,7 +84,7 @@ def facts(bench: Bench, ceilings: Ceilings, command: str) -> dict[str, Any]:
         "parameters": fit.parameters(setup.shape),
         "context": setup.context,
         "captured": setup.fast,
-        "compile_cache": start.cache_folder() if setup.fast else None,
+        "compile_cache": compile_cache() if setup.fast else None,
         "ceilings": vars(ceilings),
     }  # fmt: skip
 
@@ -173,7 +174,7 @@ def first_step(settings: dict, bench: Bench, ceilings: Ceilings, rules: Rules, f
                 "batch_size": variant.batch_size}  # fmt: skip
         with start.empty_cache() if cold else nullcontext():
             found["start"] += one_start(settings, kind, variant.label, rounds)
-    yield report.start_table(found["start"], bench.setup.fast, start.cache_folder())
+    yield report.start_table(found["start"], bench.setup.fast, compile_cache())
 
 
 def one_start(settings: dict, kind: dict, label: str, rounds: list[str]) -> list[dict]:

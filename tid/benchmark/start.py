@@ -33,13 +33,6 @@ def empty_cache():
                     os.environ[name] = value
 
 
-def cache_folder() -> str:
-    """Where torch keeps what it has compiled."""
-    from torch._inductor.runtime.cache_dir_utils import cache_dir
-
-    return cache_dir()
-
-
 def start(settings: dict, kind: dict) -> dict[str, Any]:
     """Seconds of a new process until it was up, had built everything, and had made its first step. kind: the names of
     scorer, drop mode and optimizer. `failed` says why there are none."""

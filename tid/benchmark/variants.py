@@ -7,10 +7,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tid.assembly import put_together
 from tid.benchmark.race import Contender
 from tid.config import ConfigError
 from tid.data.batches import Batches
-from tid.dropout import TokenDropout, check_combination
+from tid.dropout import check_combination
 from tid.model import GPT
 from tid.scorers import NoScorer
 from tid.step import TrainStep
@@ -93,22 +94,19 @@ def train_step(setup: Setup, variant: Variant, *, total_steps: int = MAX_STEPS, 
     if why := refusal(setup, variant):
         raise ConfigError(why)
     model = setup.shape.build(setup.seed).to(setup.device)
-    counts = np.bincount(setup.text, minlength=setup.shape.vocab_size)
-    dropout = TokenDropout(
-        variant.scorer,
-        setup.selector,
-        setup.schedule,
-        counts=torch.from_numpy(counts).float().to(setup.device),
+    return put_together(
+        model,
+        setup.text,
+        scorer=variant.scorer,
+        selector=setup.selector,
+        drop_schedule=setup.schedule,
+        drop_mode=variant.mode,
+        optim=variant.optim,
         protect_first=setup.protect_first,
         protected_token=setup.end,
+        context=setup.context,
+        stride=setup.context,
         seed=setup.seed,
-    )
-    return TrainStep(
-        model,
-        variant.mode,
-        dropout,
-        variant.optim,
-        batches_of(setup),
         batch_size=variant.batch_size,
         accumulate_steps=1,
         total_steps=total_steps,

@@ -36,24 +36,23 @@ def code(summary: dict) -> str:
 def differences(runs: list[Run]) -> dict[str, dict[str, list[Run]]]:
     """The facts in which done runs differ: {fact: {value in words: its runs}}."""
     found = {}
-    by_source = all(run.summary.get("source") for run in runs)
     for name in FACTS:
         values = defaultdict(list)
         for run in runs:
-            values[_identity(run, name, by_source)].append(run)
+            values[_identity(run, name)].append(run)
         if len(values) > 1:
             found[name] = {_described(same, name, values): same for same in values.values()}
     return found
 
 
-def _identity(run: Run, name: str, by_source: bool = False) -> str:
+def _identity(run: Run, name: str) -> str:
     """Texts are the same when their contents are, whatever they are called; code, when its sources are, whatever the
-    commit. Older runs recorded no checksum of the sources: then the commit has to do."""
+    commit."""
     if name == "data":
         return f"{run.summary['data']['train.jsonl']} {run.summary['data']['val.jsonl']}"
     if name == "code":
         versions = run.summary["versions"]
-        return f"{run.summary['source' if by_source else 'git_sha']} {versions['tid']} {versions['torch']}"
+        return f"{run.summary['source']} {versions['tid']} {versions['torch']}"
     return fact(run, name)
 
 

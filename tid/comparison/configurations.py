@@ -179,7 +179,7 @@ def _setting(key: str, flat: dict, differing: list[str]) -> str:
 
 
 def _tell_apart(configurations: list[Configuration]) -> None:
-    """Labels are still equal where only the text's content differs, or a key that older code did not have."""
+    """Labels are still equal where only the text's content differs, or a key that not all of them have."""
     alike = defaultdict(list)
     for configuration in configurations:
         alike[configuration.label].append(configuration)

@@ -15,12 +15,10 @@ Key = tuple[str, str, str]  # configuration's key, view, control
 
 
 class Limit(NamedTuple):
-    """What every run of a stratum spent: `amount` FLOPs or seconds, all that its `cheapest` run spent. halves: did all
-    of them log the even and the odd documents apart?"""
+    """What every run of a stratum spent: `amount` FLOPs or seconds, all that its `cheapest` run spent."""
 
     amount: float
     cheapest: Run
-    halves: bool
 
 
 Budgets = dict[tuple, dict[str, Limit]]
@@ -39,10 +37,7 @@ def budgets(configurations: list[Configuration]) -> Budgets:
         runs = [run for run in runs if len(run.evaluations["step"])]
         cheapest = {cost: min(runs, key=lambda run, cost=cost: run.evaluations[cost][-1], default=None)
                     for cost in ("flops", "seconds")}  # fmt: skip
-        halves = all(run.has_halves for run in runs)  # or figures of other documents would stand in one mean
-        found[stratum] = {
-            cost: Limit(run.evaluations[cost][-1], run, halves) for cost, run in cheapest.items() if run
-        }
+        found[stratum] = {cost: Limit(run.evaluations[cost][-1], run) for cost, run in cheapest.items() if run}
     return found
 
 
@@ -51,7 +46,7 @@ def value(run: Run, view: str, unit: str, limits: dict[str, Limit]) -> float:
     if view in ("flops", "seconds"):
         if view not in limits:
             return float("nan")
-        return at_budget(run, view, limits[view].amount, unit, limits[view].halves)
+        return at_budget(run, view, limits[view].amount, unit)
     return measured(run, "report" if view == "best" else view, unit)
 
 

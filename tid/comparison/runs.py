@@ -31,9 +31,9 @@ class Run:
     state: done, running, failed, preempted or pruned as the run said; killed (it said running, and its process is
     gone); missing (its sweep planned it, and it never started); unreadable. reason: why, one line. planned: is it in
     the plan of a sweep, which names every cell? summary: summary.json, {} unless done. evaluations: arrays (E,) step,
-    tokens, seconds, flops, loss, bpc, bpb of the evaluations so far, and, of runs that logged them, select_loss on the
-    even documents and report_loss, report_bpc, report_bpb on the odd. drops: arrays step, scheduled, realised.
-    documents: (D, 5) float64 of a done run: tokens, characters, bytes, final and best nats of each document.
+    tokens, seconds, flops (scoring included), loss, bpc, bpb of the evaluations so far, select_loss on the even
+    documents and report_loss, report_bpc, report_bpb on the odd. drops: arrays step, scheduled, realised. documents:
+    (D, 5) float64 of a done run: tokens, characters, bytes, final and best nats of each document.
     """
 
     folder: Path
@@ -52,16 +52,6 @@ class Run:
     def hash(self) -> str:
         """Of what determines the result, the seed included. Empty when the configuration could not be read."""
         return run_hash(self.config) if self.config else ""
-
-    @property
-    def flops_are_exact(self) -> bool:
-        """Did the run log its FLOPs as they were spent? Otherwise they are spread evenly over its steps."""
-        return bool(self.summary) and "flops_logged" in self.evaluations
-
-    @property
-    def has_halves(self) -> bool:
-        """Did it log every evaluation on the even and on the odd documents? Older code did not."""
-        return len(self.evaluations.get("select_loss", ())) > 0
 
     def last(self, unit: str) -> str:
         """The newest validation figure in words; empty when there is none yet."""
@@ -85,7 +75,6 @@ def read(folder: Path, frozen: dict | None = None) -> Run:
         if state == "done":
             facts["summary"] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
             facts["documents"] = _documents(folder / "documents.csv")
-            _charge_flops(facts["evaluations"], facts["summary"])
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
         missing = isinstance(error, FileNotFoundError)
         why = f"{Path(error.filename).name} is missing" if missing else f"{type(error).__name__}: {error}"
@@ -161,13 +150,9 @@ def read_metrics(folder: Path) -> dict[str, dict[str, np.ndarray]]:
             validated.append(row)
         if number % every == 0:
             thinned.append(row)
-    evaluations = {name: _column(validated, name) for name in ("step", "tokens", "seconds")}
-    evaluations |= {unit: _column(validated, f"val_{unit}") for unit in UNITS}
-    if validated and all("val_select_loss" in row for row in validated):
-        halves = ("select_loss", *(f"report_{unit}" for unit in UNITS))
-        evaluations |= {name: _column(validated, f"val_{name}") for name in halves}
-    if validated and "flops" in validated[-1]:
-        evaluations["flops_logged"] = _column(validated, "flops")
+    evaluations = {name: _column(validated, name) for name in ("step", "tokens", "seconds", "flops")}
+    figures = (*UNITS, "select_loss", *(f"report_{unit}" for unit in UNITS))
+    evaluations |= {name: _column(validated, f"val_{name}") for name in figures}
     drops = {name: _column(thinned, f"drop_rate_{name}") for name in ("scheduled", "realised")}
     return {"evaluations": evaluations, "drops": {"step": _column(thinned, "step"), **drops}}
 
@@ -176,12 +161,6 @@ def _column(rows: list[dict], key: str) -> np.ndarray:
     """Values (N,) float64; NaN where a row has none or it was not finite."""
     values = (row.get(key) for row in rows)
     return np.array([np.nan if value is None else value for value in values], dtype=float)
-
-
-def _charge_flops(evaluations: dict[str, np.ndarray], summary: dict) -> None:
-    """Add the FLOPs spent by each evaluation, scoring included: as logged, else spread evenly over the steps."""
-    total = summary["train_flops"] + summary["score_flops"]
-    evaluations["flops"] = evaluations.get("flops_logged", total * evaluations["step"] / summary["steps"])
 
 
 def measured(run: Run, when: str, unit: str) -> float:
@@ -195,17 +174,16 @@ def measured(run: Run, when: str, unit: str) -> float:
     return float(nats / size / (1 if unit == "loss" else np.log(2))) if size else float("nan")
 
 
-def at_budget(run: Run, cost: str, budget: float, unit: str, halves: bool) -> float:
+def at_budget(run: Run, cost: str, budget: float, unit: str) -> float:
     """The best that the validation curve came to within `budget` of `cost` (flops or seconds), on straight lines
-    between evaluations; NaN where that would be before the first or beyond the last of them.
+    between evaluations; NaN where that would be before the first or beyond the last of them. The place is chosen on
+    the even documents, and the figure is that of the odd ones there.
 
     Best, not last: where runs over-fit, a run that is cut short would otherwise win by having over-fitted less.
-    halves: choose the place on the even documents and report the odd ones there; else both on all documents.
     """
     spent = run.evaluations[cost]
     if not (len(spent) and spent[0] <= budget <= spent[-1]):
         return float("nan")
-    chosen_on, reported = ("select_loss", f"report_{unit}") if halves else (unit, unit)
     places = np.append(spent[spent < budget], budget)
-    best = places[np.argmin(np.interp(places, spent, run.evaluations[chosen_on]))]
-    return float(np.interp(best, spent, run.evaluations[reported]))
+    best = places[np.argmin(np.interp(places, spent, run.evaluations["select_loss"]))]
+    return float(np.interp(best, spent, run.evaluations[f"report_{unit}"]))

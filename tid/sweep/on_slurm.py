@@ -3,6 +3,7 @@ squeue, which needs no accounting, tells of the jobs."""
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from tid.logs import write_text
 from tid.sweep import cell as child
 from tid.sweep.carry import RUNNING, WAITING
 from tid.sweep.plan import Cell
+from tid.sweep.stopping import not_now
 
 OVER = (
     *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL"),
@@ -73,7 +75,14 @@ class Slurm:
         self.parameters = {f"slurm_{name}": value for name, value in parameters.items() if value is not None}
 
     def submit(self, cells: list[Cell]) -> dict[str, Cell]:
-        alive = {job for job, state in (self.listed() or {}).items() if state not in OVER}
+        listed = self.listed()
+        if listed is None and any(map(job_of, cells)):
+            where = shlex.quote(str(job_file(cells[0]).parent))
+            raise ConfigError(
+                "hydra/launcher=slurm: squeue does not answer; cannot tell whether jobs of an earlier sweep are alive\n"
+                f"Try again when it does. If you know that none is: rm -r {where}"
+            )
+        alive = {job for job, state in (listed or {}).items() if state not in OVER}
         jobs = {job: cell for cell in cells if (job := job_of(cell)) in alive}
         known = {cell.name for cell in jobs.values()}
         new = [cell for cell in cells if cell.name not in known]
@@ -94,7 +103,7 @@ class Slurm:
         try:
             executor = submitit.AutoExecutor(self.folder, "slurm", slurm_max_num_timeout=self.max_num_timeout)
             executor.update_parameters(**self.parameters)
-            with executor.batch():
+            with not_now(), executor.batch():  # an sbatch that is interrupted may have queued them, and does not say so
                 jobs = [executor.submit(Job(cell.frozen.resolve(), cell.console.resolve())) for cell in cells]
             return [job.job_id for job in jobs]
         except (AssertionError, NameError, RuntimeError, ValueError, OSError) as error:  # submitit's ways to refuse

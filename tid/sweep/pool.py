@@ -15,6 +15,7 @@ from tid.logs import read_status, write_status
 from tid.sweep import cell as child
 from tid.sweep.plan import ENDED, Cell, Slot, look
 from tid.sweep.screen import Screen, last_lines
+from tid.sweep.stopping import stopped_by
 
 TICK_SECONDS = 0.5
 BUSY_SECONDS = 2.0  # until a cell that another process is at is tried again
@@ -40,7 +41,7 @@ class Pool:
         says what became of it: done, pruned, failed, interrupted or, not having been started, what it was."""
         self.queue = deque(cells)
         context = forkserver()
-        with self.signals(), self.screen:
+        with stopped_by(self.on_signal, self.kill), self.no_orphans(), self.screen:
             while self.queue or self.later or self.busy():
                 self.queue.extend(c for when, c in self.later if when <= time.monotonic())
                 self.later = [(when, c) for when, c in self.later if when > time.monotonic()]
@@ -122,27 +123,23 @@ class Pool:
     # ------------------------------------------------------------------------------------------ stopping
 
     @contextlib.contextmanager
-    def signals(self):
-        """For the ``with`` block, SIGINT and SIGTERM stop the cells; a second SIGINT kills them."""
-        numbers = (signal.SIGINT, signal.SIGTERM)
-        before = {number: signal.signal(number, self.on_signal) for number in numbers}
+    def no_orphans(self):
+        """When an exception ends the ``with`` block, so are the cells."""
         try:
             yield
         finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-            for slot in self.busy():  # only when an exception ended the loop
+            for slot in self.busy():
                 slot.process.terminate()
 
-    def on_signal(self, number: int, frame: object) -> None:
-        if self.signal and number == signal.SIGINT:
-            self.screen.say("killing the running cells")
-            for slot in self.busy():
-                slot.process.kill()
-        elif not self.signal:
-            self.screen.say("stopping: the running cells save (Ctrl-C again kills them); the same command resumes")
-            self.signal = number
-            self.stop()
+    def on_signal(self, number: int) -> None:
+        self.screen.say("stopping: the running cells save (Ctrl-C again kills them); the same command resumes")
+        self.signal = number
+        self.stop()
+
+    def kill(self) -> None:
+        self.screen.say("killing the running cells")
+        for slot in self.busy():
+            slot.process.kill()
 
     def stop(self) -> None:
         self.stopping = True
