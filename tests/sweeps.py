@@ -7,6 +7,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import runs
@@ -47,6 +49,18 @@ def begin(folder: Path, *more: str) -> subprocess.Popen:
         )
 
 
+def said(folder: Path) -> str:
+    """What a sweep that was begun has said so far."""
+    return (folder / "sweep.out").read_text()
+
+
+def until(condition: Callable[[], bool], seconds: float = 90) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+
+
 def states(folder: Path, name: str = "reference") -> dict[str, str]:
     """The state of every run of the sweep, by its folder's name."""
     files = (folder / "outputs" / name).glob("*/status.json")
@@ -66,11 +80,6 @@ def steps(folder: Path, name: str = "reference") -> list[int]:
         if logged:
             found.append(status["step"] if status["state"] == "preempted" else logged[-1])
     return found
-
-
-def folders(folder: Path, *more: str) -> list[Path]:
-    """The folders that the cells of a sweep would have."""
-    return [folder / cell.folder for cell in cells(folder, *more)]
 
 
 def cells(folder: Path, *more: str) -> list[Cell]:

@@ -185,8 +185,10 @@ def test_the_cap_holds_and_is_lifted():
 
 @gpu
 @pytest.mark.gpu
+@pytest.mark.timeout(400)
 def test_what_fits_is_found_on_the_device():
-    setup = tiny_setup(device=torch.device("cuda"), text=tiny_text(20_000))
+    """Each trial is a process of its own, ten seconds long; the text, of 43 sequences, keeps them few."""
+    setup = tiny_setup(device=torch.device("cuda"), text=tiny_text(700))
     with fit.Cap(2**30, setup.device):
         found = fit.what_fits(setup, variant("none", batch_size=8), [[2, 64, 4]], lambda text: None)
-    assert found.reference.failed is None and found.batch_size >= 8 and found.model is not None
+    assert found.reference.failed is None and found.batch_size == 40 and found.model is not None

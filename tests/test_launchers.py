@@ -1,29 +1,32 @@
 """Where a sweep's cells run: slots and GPUs of this machine, and joblib. Clusters: tests/cluster."""
 
+import json
 import os
 import re
 import signal
+import sys
 import time
 
 import pytest
 import torch
 
 import sweeps
-from tid.logs import read_status
+from tid.config import ConfigError
+from tid.logs import read_status, write_text
 from tid.sweep import carry, on_slurm, pool
 from tid.sweep import cell as child
 from tid.sweep.plan import freeze
 from tid.sweep.screen import Screen
 
 
-def test_joblib_runs_frozen_cells_and_says_which_failed(tmp_path):
+def test_joblib_runs_frozen_cells_and_says_which_failed(tmp_path, monkeypatch):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     joblib = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "scorer=none", "optim.warmup_steps=1"]
     done = sweeps.sweep(tmp_path, *joblib, "optim.lr=1e-2,1e30")
     assert done.returncode == 1 and "2 runs: 1 done, 1 failed" in done.stderr, done.stderr
     assert "FAILED: no_drop optim.lr=1e+30 seed=0: loss" in done.stderr
-    again = sweeps.sweep(tmp_path, *joblib, "optim.lr=1e-2")
-    assert again.returncode == 0 and "nothing is left to run" in again.stderr
+    monkeypatch.chdir(tmp_path)
+    assert [cell.state for cell in sweeps.cells(tmp_path, *joblib[2:], "optim.lr=1e-2,1e30")] == ["done", "failed"]
 
 
 class Processes:
@@ -78,6 +81,71 @@ def test_a_failure_elsewhere_stops_the_others_when_asked(tmp_path, monkeypatch):
     instead = [(os._exit, 1), (time.sleep, 60)]
     stopped, cells = carried(tmp_path, "scorer=none", "seed=0,1", instead=instead, fail_fast=True)
     assert stopped == 0 and [cell.state for cell in cells] == ["failed", "new"]
+
+
+def test_a_signal_while_jobs_are_handed_over_cancels_them_all(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(carry, "SETTLE_SECONDS", 0.2)
+    monkeypatch.setattr(carry, "TICK_SECONDS", 0.1)
+
+    class Interrupted(Processes):
+        def submit(self, cells: list) -> dict:
+            jobs = super().submit(cells)
+            signal.raise_signal(signal.SIGINT)
+            return jobs
+
+    cells = sweeps.cells(tmp_path, "scorer=none", "seed=0,1")
+    cluster = Interrupted((time.sleep, 60), (time.sleep, 60))
+    assert carry.Carrier(cluster, False, Screen(cells)).run(cells) == signal.SIGINT
+    assert [process.exitcode for process in cluster.jobs.values()] == [-signal.SIGTERM] * 2
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+SLURM = {
+    "srun": "#!/bin/sh",
+    "sbatch": f"""#!{sys.executable}
+import os, signal
+for process in os.getppid(), os.getpid():
+    os.kill(process, signal.SIGINT)
+print("Submitted batch job 7")
+""",
+    "squeue": """#!/bin/sh
+if [ -e cancelled ]; then echo "7 CANCELLED"; else echo "7 PENDING"; fi
+""",
+    "scancel": """#!/bin/sh
+echo "$@" > cancelled
+""",
+}
+
+
+def programs(folder, **scripts: str) -> str:
+    """A PATH that begins with these scripts."""
+    for name, text in scripts.items():
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o755)
+    return f"{folder}:{os.environ['PATH']}"
+
+
+def test_ctrl_c_while_sbatch_is_at_work_leaves_no_job_behind(tmp_path, monkeypatch):
+    """Ctrl-C is a SIGINT for every process of the terminal, here sent by sbatch itself: it may not die of it."""
+    pytest.importorskip("submitit")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(carry, "SETTLE_SECONDS", 0.2)
+    monkeypatch.setenv("PATH", programs(tmp_path, **SLURM))
+    cells = sweeps.cells(tmp_path, "scorer=none")
+    cluster = on_slurm.Slurm(str(tmp_path / "submitit"), 1)
+    assert carry.Carrier(cluster, False, Screen(cells)).run(cells) == signal.SIGINT
+    assert (tmp_path / "cancelled").read_text() == "7\n" and on_slurm.job_of(cells[0]) == "7"
+
+
+def test_nothing_is_submitted_while_earlier_jobs_may_be_alive(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", programs(tmp_path, **SLURM | {"squeue": "#!/bin/sh\nexit 1\n"}))
+    (cell,) = sweeps.cells(tmp_path, "scorer=none")
+    write_text(on_slurm.job_file(cell), json.dumps({"slurm": "7"}))
+    with pytest.raises(ConfigError, match=r"(?s)squeue does not answer; cannot tell .* rm -r .*/\.sweep/jobs$"):
+        on_slurm.Slurm(str(tmp_path / "submitit"), 1).submit([cell])
+    assert not (tmp_path / "submitit").exists() and on_slurm.job_of(cell) == "7"
 
 
 def test_slurm_s_words_for_a_job():

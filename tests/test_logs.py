@@ -17,7 +17,6 @@ import pytest
 import torch
 
 from tid import logs
-from tid.lock import RunLock, RunLocked
 from tid.logs import COLUMNS, Progress, RunLog, read_metrics
 
 
@@ -96,39 +95,9 @@ def test_status_of_no_run_or_of_a_damaged_file_is_none(tmp_path):
         logs.write_status(tmp_path, "finished")
 
 
-# ---------------------------------------------------------------------------------------- lock
-
-
 def child(code: str, *arguments: object, **popen: object) -> subprocess.Popen:
     command = [sys.executable, "-c", code, *map(str, arguments)]
     return subprocess.Popen(command, text=True, cwd=Path(__file__).parents[1], **popen)
-
-
-HOLD = """
-import sys, time
-from pathlib import Path
-from tid.lock import RunLock
-with RunLock(Path(sys.argv[1])):
-    print("held", flush=True)
-    time.sleep(60)
-"""
-
-
-def test_a_second_process_is_refused_by_name_until_the_first_is_dead(tmp_path):
-    holder = child(HOLD, tmp_path, stdout=subprocess.PIPE)
-    try:
-        assert holder.stdout.readline() == "held\n"
-        with pytest.raises(RunLocked) as refusal, RunLock(tmp_path):
-            pass
-        assert f"process {holder.pid} on {os.uname().nodename}" in str(refusal.value)
-        assert str(tmp_path) in str(refusal.value) and len(str(refusal.value).splitlines()) == 2
-    finally:
-        holder.kill()
-        holder.wait()
-    with RunLock(tmp_path), pytest.raises(RunLocked, match=f"process {os.getpid()} "), RunLock(tmp_path):
-        pass
-    with RunLock(tmp_path):  # free again
-        pass
 
 
 # ---------------------------------------------------------------------------------------- metrics

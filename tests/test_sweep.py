@@ -9,12 +9,12 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import runs
 
 import sweeps
+from sweeps import until
 
 CLOCK = ("seconds", "step_ms", "score_ms")
 EIGHT = ["scorer=entropy,none", "seed=range(4)"]
@@ -59,13 +59,6 @@ def compared(folder) -> dict[str, list[dict]]:
             rows = list(csv.DictReader(file))
         found[name] = [{key: value for key, value in row.items() if key not in CLOCK} for row in rows]
     return found
-
-
-def until(condition, seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.02)
 
 
 # ------------------------------------------------------------------------------------------------ undisturbed
@@ -116,17 +109,18 @@ def test_results_of_other_code_are_marked(undisturbed, folder):
     assert re.search(r"warning: .* made or begun by other code \(.*source ffffffffffff of ", done.stderr)
 
 
-def test_200_finished_cells_are_skipped_at_once(undisturbed, folder):
+def test_200_finished_cells_are_skipped_at_once(undisturbed, folder, monkeypatch):
     run = next((undisturbed / "outputs/reference").glob("entropy-*-seed0-*"))
     wide = [
         "scorer=entropy,surprisal,random,unigram",
         "drop_schedule=constant,linear_decay,early,late,step",
         "seed=range(10)",
     ]
-    listed = sweeps.sweep(folder, *wide, "dry_run=true")
-    assert "200 runs: 200 to be run" in listed.stderr
-    for cell in sweeps.folders(folder, *wide):
-        sweeps.finished_like(run, cell)
+    monkeypatch.chdir(folder)
+    cells = sweeps.cells(folder, *wide)
+    assert [cell.to_run for cell in cells] == [True] * 200
+    for cell in cells:
+        sweeps.finished_like(run, cell.folder)
     assert "200 runs: 200 done" in sweeps.sweep(folder, *wide).stderr
     again = sweeps.sweep(folder, *wide)
     assert again.returncode == 0 and "200 runs: 200 done" in again.stderr and "started: " not in again.stderr

@@ -112,6 +112,17 @@ def core_process() -> int:
     raise LookupError("no wandb-core")
 
 
+def log_step(handle, step: int, tables: bool) -> None:
+    row = {"step": step, "tokens": step * 8, "train_loss": 1 / step, "val_loss": abs(step - 3.0)}
+    row |= {"drop_rate_scheduled": 0.25, "lr": float("nan")}
+    handle.log(row, step)
+    row.clear()
+    handle.log_histogram("scores", np.array([[1, np.nan], [2, np.inf]], np.float32), step)
+    if tables:
+        handle.log_table("most_dropped", ["token", "seen"], [["a", 1], ["b", 2]], step)
+        handle.log_image("picture", np.full((2, 3, 3), 9, np.uint8), step)
+
+
 def one_run(
     tracker, folder: Path, steps: list[int], end: str = "done", resumed: bool = False, tables: bool = False,
     pause: bool = False, kill: int = 0, wait: bool = False, run_id: str = "abcd1234",
@@ -127,14 +138,7 @@ def one_run(
             started = time.perf_counter() - begun
             for step in steps:
                 before = time.perf_counter()
-                row = {"step": step, "tokens": step * 8, "train_loss": 1 / step, "val_loss": abs(step - 3.0)}
-                row |= {"drop_rate_scheduled": 0.25, "lr": float("nan")}
-                handle.log(row, step)
-                row.clear()
-                handle.log_histogram("scores", np.array([[1, np.nan], [2, np.inf]], np.float32), step)
-                if tables:
-                    handle.log_table("most_dropped", ["token", "seen"], [["a", 1], ["b", 2]], step)
-                    handle.log_image("picture", np.full((2, 3, 3), 9, np.uint8), step)
+                log_step(handle, step, tables)
                 slowest = max(slowest, time.perf_counter() - before)
                 if pause and step == steps[0]:
                     print("paused", flush=True)

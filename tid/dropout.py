@@ -179,8 +179,11 @@ class TokenDropout:
 
     def from_logits(self, padded: Tensor, vocabulary: int, e: Evidence) -> Tensor:
         """Scores of rows of logits (B, T, rows), of which the first `vocabulary` columns are tokens."""
+        padded = padded.float()
+        if not padded.is_cuda:  # where rows of an odd length are as quick, and masking is a copy
+            return self.scorer(replace(e, logits=padded[..., :vocabulary])).float()
         padding = torch.arange(padded.shape[-1], device=padded.device) >= vocabulary
-        padded = padded.float().masked_fill(padding, PADDING)
+        padded = padded.masked_fill(padding, PADDING)
         return self.scorer(replace(e, logits=padded[..., :vocabulary], padded_logits=padded)).float()
 
     @torch.no_grad()

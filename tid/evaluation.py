@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from tid.breakdown import breakdown
 from tid.config import ConfigError, instantiate
@@ -40,38 +41,53 @@ def evaluate(
     chosen_device = choose_device(device)
     set_up(chosen_device)
     loaded = load_model(checkpoint, chosen_device)
-    run = (loaded.record or {}).get("config") or {"precision": "auto", "eval_batch_size": BATCH_SIZE}
-    source = data or own_source(loaded)
-    stride = stride or loaded.context
-    if stride > loaded.context:
-        raise ConfigError(f"stride: wanted at most the model's context ({loaded.context}), got {stride}")
-    corpus = load_corpus(source, data_dir, tokenizer_dir)
-    how = {
-        "protocol": protocol,
-        "stride": stride,
-        "batch_size": batch_size or run["eval_batch_size"],
-        "precision": choose_precision(precision or run["precision"], chosen_device),
-    }
+    how = manner(loaded, protocol, stride, batch_size, precision, chosen_device)
+    corpus = load_corpus(data or own_source(loaded), data_dir, tokenizer_dir)
     found = read(loaded, corpus.val, **how)
     figures = total(found, corpus)
-    text = Path(corpus.manifest["folder"]).name
+    what = subject(loaded, corpus)
     result = {
-        "checkpoint": str(loaded.file),
-        "step": (loaded.record or {}).get("step"),
-        "text": text,
-        "text_sha256": corpus.manifest["files"]["val.jsonl"]["sha256"],
-        "documents": len(corpus.val.doc_starts),
-        "context": loaded.context,
+        **what,
         **how,
         **asdict(figures),
         "training": gap(loaded, corpus, figures, how) if training_gap and not data else None,
-        "training_counts_of": text,
+        "training_counts_of": what["text"],
         **breakdown(found, np.bincount(corpus.train.tokens, minlength=len(corpus.token_bytes))),
     }
     kind = "" if protocol == "packed" else f"-{protocol}"
-    folder = Path(output or loaded.folder / "evaluations" / f"{loaded.name}-{text}{kind}-stride{stride}")
+    name = f"{loaded.name}-{what['text']}{kind}-stride{how['stride']}"
+    folder = Path(output or loaded.folder / "evaluations" / name)
     write(folder, result, by_document(found, corpus))
     return result | {"folder": str(folder)}
+
+
+def manner(
+    loaded: Loaded, protocol: str, stride: int | None, batch_size: int | None, precision: str | None,
+    device: torch.device,
+) -> dict[str, Any]:  # fmt: skip
+    """How the text is read: what is asked for, else as the run that trained the model did it."""
+    run = (loaded.record or {}).get("config") or {"precision": "auto", "eval_batch_size": BATCH_SIZE}
+    stride = stride or loaded.context
+    if stride > loaded.context:
+        raise ConfigError(f"stride: wanted at most the model's context ({loaded.context}), got {stride}")
+    return {
+        "protocol": protocol,
+        "stride": stride,
+        "batch_size": batch_size or run["eval_batch_size"],
+        "precision": choose_precision(precision or run["precision"], device),
+    }
+
+
+def subject(loaded: Loaded, corpus: Corpus) -> dict[str, Any]:
+    """Which model is evaluated on which text."""
+    return {
+        "checkpoint": str(loaded.file),
+        "step": (loaded.record or {}).get("step"),
+        "text": Path(corpus.manifest["folder"]).name,
+        "text_sha256": corpus.manifest["files"]["val.jsonl"]["sha256"],
+        "documents": len(corpus.val.doc_starts),
+        "context": loaded.context,
+    }
 
 
 def own_source(loaded: Loaded) -> Any:

@@ -8,13 +8,14 @@ import math
 
 from torch import Tensor
 
-LANES = 128  # logits in a piece
+LANES, LEAST_LANES = 128, 16  # logits in a piece; a row that cuts only into smaller ones is left whole
 PADDING = -1e30  # the logit of no token; finite, because its product with its probability, 0, has to be 0
 
 
 def in_lanes(logits: Tensor) -> Tensor:
     """(..., V) → (..., pieces, lanes)."""
-    return logits.unflatten(-1, (-1, math.gcd(logits.shape[-1], LANES)))
+    lanes = math.gcd(logits.shape[-1], LANES)
+    return logits.unflatten(-1, (-1, lanes if lanes >= LEAST_LANES else logits.shape[-1]))
 
 
 def log_sum_exp(logits: Tensor) -> Tensor:

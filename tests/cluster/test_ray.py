@@ -2,18 +2,17 @@
 
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import pytest
 import runs
 
 import sweeps
+from sweeps import said, until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(300)]
 SCRIPT = Path(__file__).with_name("ray")
@@ -35,33 +34,6 @@ def ray():
     finally:
         subprocess.run([SCRIPT, "stop", folder], capture_output=True, timeout=60)
         assert not Path(folder).exists()
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    """The run that LONG describes, made on this machine."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    done = sweeps.sweep(folder, *LONG)
-    assert done.returncode == 0, done.stderr
-    return folder
-
-
-@pytest.fixture
-def folder(undisturbed, tmp_path):
-    for kind in ("data", "tokenizer"):
-        shutil.copytree(undisturbed / kind, tmp_path / kind)
-    return tmp_path
-
-
-def until(condition, seconds: float = 90) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.1)
-
-
-def said(folder: Path) -> str:
-    return (folder / "sweep.out").read_text()
 
 
 def consoles(folder: Path) -> list[str]:

@@ -4,17 +4,16 @@ out of time, fail, are killed or cancelled, and a sweep that loses its own proce
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import tempfile
-import time
 from pathlib import Path
 
 import pytest
 import runs
 
 import sweeps
+from sweeps import said, until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(300)]
 SCRIPT = Path(__file__).with_name("slurm")
@@ -38,33 +37,6 @@ def slurm():
         finally:
             subprocess.run([SCRIPT, "stop", folder], capture_output=True, timeout=60)
             assert not Path(folder).exists()
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    """The run that LONG describes, made on this machine."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    done = sweeps.sweep(folder, *LONG)
-    assert done.returncode == 0, done.stderr
-    return folder
-
-
-@pytest.fixture
-def folder(undisturbed, tmp_path):
-    for kind in ("data", "tokenizer"):
-        shutil.copytree(undisturbed / kind, tmp_path / kind)
-    return tmp_path
-
-
-def until(condition, seconds: float = 90) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.1)
-
-
-def said(folder: Path) -> str:
-    return (folder / "sweep.out").read_text()
 
 
 def run_of(folder: Path) -> Path:

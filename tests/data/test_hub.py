@@ -22,6 +22,18 @@ SOURCE = {
 }
 SOURCE |= {"train_documents": 1000, "val_documents": 100}
 ROWS = [80_000, 1000, 1000]  # the first file has 43 MB, and the 1,101 rows wanted are its first 0.6 MB
+LINES = {"repo": "me/lines", "revision": None, "text_field": "body", "train_documents": 40, "val_documents": 5}
+OTHERS = [  # changes to SOURCE: one that is there, and what the hub does not have
+    LINES,
+    LINES | {"val_documents": 20},
+    {"text_field": "txt"},
+    {"split": "tset"},
+    {"name": "large"},
+    {"repo": "me/nothing"},
+    {"repo": "a/b/c"},
+    {"revision": "v9"},
+    {"repo": "me/script", "revision": None},
+]
 
 # Prepares each of the given sources and prints a line for each: where it is, or the DataError.
 CHILD = """
@@ -112,24 +124,7 @@ def hubs(root, tmp_path_factory):
         found.good_bytes, found.good_paths = dict(found.good_hub.bytes_of), list(found.good_hub.paths)
         found.shaky_hub = stack.enter_context(SmallHub(root, drop_after_bytes=100_000, drops=2))
         found.shaky = reader("shaky", found.shaky_hub.endpoint, {})
-        lines = {
-            "repo": "me/lines",
-            "revision": None,
-            "text_field": "body",
-            "train_documents": 40,
-            "val_documents": 5,
-        }
-        found.others = reader(
-            *("others", found.good_hub.endpoint, lines, lines | {"val_documents": 20}, {"text_field": "txt"}),
-            *(
-                {"split": "tset"},
-                {"name": "large"},
-                {"repo": "me/nothing"},
-                {"repo": "a/b/c"},
-                {"revision": "v9"},
-            ),
-            {"repo": "me/script", "revision": None},
-        )
+        found.others = reader("others", found.good_hub.endpoint, *OTHERS)
         yield found
         for each in vars(found).values():
             if isinstance(each, Reader) and each.process.poll() is None:

@@ -74,6 +74,7 @@ def test_several_scorers_and_checkpoints_are_written_with_commas():
         (("checkpoint=x", "text=a", "file=b"), "text and file: wanted one text, got 2"),
         (("checkpoint=x", "drop_rate=1"), "drop_rate: wanted a value less than 1, got 1"),
         (("checkpoint=x", "drop_rat=0.1"), "drop_rat: unknown key; did you mean drop_rate?"),
+        (("checkpoint=x", "scorer=random", "text_=1"), "text_: unknown key; did you mean text?"),
         (("checkpoint=x",), "no such checkpoint"),
     ],
 )
