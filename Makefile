@@ -9,7 +9,7 @@ BIN := .venv/bin
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo train test test-gpu test-cluster lint clean
+.PHONY: help setup demo train test test-slow test-gpu test-cluster lint clean
 
 help:  ## list these commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 16
@@ -23,7 +23,10 @@ train: .venv/installed  ## train: make train ARGS="experiment=quickstart scorer=
 	$(BIN)/python -m tid.train $(ARGS)
 
 test: .venv/installed  ## run the tests; one file: make test ARGS=tests/test_config.py
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not cluster' -n $(JOBS) --dist worksteal $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not cluster and not slow' -n $(JOBS) --dist worksteal $(ARGS)
+
+test-slow: .venv/installed  ## run the tests that take more than ten seconds each: sweeps, searches, torchrun
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'slow and not cluster' -n $(JOBS) --dist worksteal $(ARGS)
 
 test-gpu: .venv/installed  ## run the tests that need a CUDA GPU
 	$(BIN)/python -m pytest -m gpu $(ARGS)

@@ -15,6 +15,8 @@ from tid import checkpoint, job
 from tid.config import ConfigError
 from tid.torchrun import refuse_uneven
 
+pytestmark = pytest.mark.slow  # each starts processes that train
+
 RANKS = str(Path(ranks.__file__))
 TWO_GPUS = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA GPUs")
 # Adam makes a whole step of the sign of a gradient near zero, and Muon rounds to 16 bits, so weights differ more than

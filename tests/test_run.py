@@ -93,6 +93,7 @@ def test_a_run_stopped_by_a_signal_resumes_to_identical_metrics(finished, tmp_pa
         assert torch.equal(resumed["model"][name], tensor), name
 
 
+@pytest.mark.slow
 def test_a_killed_process_resumes_from_its_last_checkpoint(tmp_path):
     more = ["total_steps=400", "eval_every=200", "checkpoint_every=5"]
     command = [sys.executable, "-m", "tid.train", *runs.settings(tmp_path, *more)]

@@ -61,6 +61,7 @@ def test_what_no_search_can_have_is_refused(tmp_path, space, sampler, message):
         Search("x", tmp_path, space, sampler, 0, 1, 1, "best/val_bpc").open(make=True)
 
 
+@pytest.mark.slow
 def test_a_search_averages_over_seeds_and_goes_on_with_new_numbers(tmp_path):
     first = sweeps.sweep(tmp_path, *SPACE, "hydra.sweeper.n_trials=1")
     assert first.returncode == 0, first.stderr
@@ -74,6 +75,7 @@ def test_a_search_averages_over_seeds_and_goes_on_with_new_numbers(tmp_path):
     assert len({each.params["optim.lr"] for each in later}) == 2  # a resumed sampler does not repeat itself
 
 
+@pytest.mark.slow
 def test_a_trial_that_the_median_rule_stops_is_pruned_in_the_study(tmp_path):
     losing = ["hydra/sweeper=optuna", "hydra.sweeper.sampler=grid", "hydra.sweeper.trials_at_once=1", "name=hunt",
               "scorer=entropy", "optim.lr=1e-2,1e-9", "seed=0",
@@ -174,6 +176,7 @@ def test_settings_that_make_no_run_fail_their_trial_and_are_said(tmp_path):
     assert search.run(study, refuse, launch=None) == 0  # it is not asked for again
 
 
+@pytest.mark.slow
 def test_a_killed_workers_trial_is_taken_over_by_another_and_a_diverged_one_has_failed(tmp_path):
     """Two real workers on three trials; one dies by SIGKILL in the middle of a run."""
     space = ["hydra/sweeper=optuna", "hydra.sweeper.sampler=grid", "hydra.sweeper.trials_at_once=1", "name=hunt",

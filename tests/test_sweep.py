@@ -129,6 +129,7 @@ def test_200_finished_cells_are_skipped_at_once(undisturbed, folder, monkeypatch
 # ------------------------------------------------------------------------------------------------ disturbed
 
 
+@pytest.mark.slow
 def test_a_cell_that_is_killed_dies_alone_and_is_all_that_runs_again(undisturbed, folder):
     process = sweeps.begin(folder, *EIGHT)
     until(lambda: any("entropy" in name for name in sweeps.pids(folder)))
@@ -146,6 +147,7 @@ def test_a_cell_that_is_killed_dies_alone_and_is_all_that_runs_again(undisturbed
     assert results(folder) == results(undisturbed)
 
 
+@pytest.mark.slow
 def test_a_failure_is_shown_with_its_last_lines_and_runs_again_only_on_request(folder):
     bad = ["optim.lr=1e-2,1e30", "optim.warmup_steps=1", "scorer=none"]
     done = sweeps.sweep(folder, *bad)
@@ -169,6 +171,7 @@ def test_fail_fast_stops_the_others(folder):
     assert done.returncode == 1 and done.stderr.count("started: ") == 1 and "3 runs: 1 failed, 2 new" in done.stderr
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_and_the_same_command_resumes(undisturbed, folder):
     long = ["scorer=entropy,random", "total_steps=400", "eval_every=400", "checkpoint_every=400"]
     process = sweeps.begin(folder, *long)

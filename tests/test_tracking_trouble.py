@@ -13,6 +13,7 @@ import pytest
 from track import KEY, Tracked, options
 from wandb_server import WandbServer
 
+pytestmark = pytest.mark.slow
 NO_SERVER = ("silent", "broken", "strict", "closed")
 LOST = ("gone", "hangs")
 BLOWS = {"kill": signal.SIGKILL, "freeze": signal.SIGSTOP}

@@ -18,7 +18,7 @@ from wandb_server import WandbServer
 import sweeps
 from tid.offline import sync_command
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 QUESTION = "What does a rate of learning do?"
 CELLS = [
     "scorer=none,entropy", "optim.lr=1e-2,1e30", "optim.warmup_steps=1", "name=rates", f"question='{QUESTION}'",
