@@ -19,6 +19,7 @@ from tid.sweep.plan import freeze
 from tid.sweep.screen import Screen
 
 
+@pytest.mark.slow
 def test_joblib_runs_frozen_cells_and_says_which_failed(tmp_path, monkeypatch):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     joblib = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "scorer=none", "optim.warmup_steps=1"]

@@ -15,8 +15,8 @@ from tid.comparison.folders import read_all
 from tid.comparison.runs import measured
 
 ROOT = Path(__file__).resolve().parents[2]
-pytestmark = pytest.mark.timeout(300)  # three runs, each a process that imports torch
-OPTIONAL = {"flops"}  # logged as they were spent, by newer versions
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]  # three runs, each a process that imports torch
+OPTIONAL = {"flops"}  # logged as they are spent
 
 
 def command(module, *arguments):
