@@ -1,8 +1,12 @@
 """Shared by all tests."""
 
+import shutil
+
 import pytest
 import torch
 from tiny import tiny_model
+
+import sweeps
 
 torch.set_num_threads(1)  # sums in one order, and no contention for tensors this small
 
@@ -11,3 +15,21 @@ torch.set_num_threads(1)  # sums in one order, and no contention for tensors thi
 def model():
     """A fresh tiny model."""
     return tiny_model()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(request, tmp_path_factory):
+    """A folder with the finished sweep that the module's SWEEP describes, and its text and tokens, to be copied."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    done = sweeps.sweep(folder, *request.module.SWEEP)
+    assert done.returncode == 0, done.stderr
+    folder.joinpath("stderr").write_text(done.stderr)
+    return folder
+
+
+@pytest.fixture
+def folder(undisturbed, tmp_path):
+    """An empty one with the text and tokens of `undisturbed`."""
+    for kind in ("data", "tokenizer"):
+        shutil.copytree(undisturbed / kind, tmp_path / kind)
+    return tmp_path

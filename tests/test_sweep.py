@@ -17,24 +17,7 @@ import sweeps
 from sweeps import until
 
 CLOCK = ("seconds", "step_ms", "score_ms")
-EIGHT = ["scorer=entropy,none", "seed=range(4)"]
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    """A folder with a finished sweep of eight runs, whose text and tokens are ready to be copied."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    done = sweeps.sweep(folder, *EIGHT)
-    assert done.returncode == 0, done.stderr
-    folder.joinpath("stderr").write_text(done.stderr)
-    return folder
-
-
-@pytest.fixture
-def folder(undisturbed, tmp_path):
-    for kind in ("data", "tokenizer"):
-        shutil.copytree(undisturbed / kind, tmp_path / kind)
-    return tmp_path
+SWEEP = ["scorer=entropy,none", "seed=range(4)"]
 
 
 def results(folder) -> dict:
@@ -83,7 +66,7 @@ def test_it_runs_only_what_is_new(undisturbed, folder):
 
 
 def test_a_dry_run_lists_and_writes_nothing(folder):
-    done = sweeps.sweep(folder, *EIGHT, "dry_run=true")
+    done = sweeps.sweep(folder, *SWEEP, "dry_run=true")
     assert done.returncode == 0 and "8 runs: 8 to be run" in done.stderr
     assert not (folder / "outputs").exists()
 
@@ -104,7 +87,7 @@ def test_results_of_other_code_are_marked(undisturbed, folder):
     shutil.copytree(undisturbed / "outputs", folder / "outputs")
     file = next((folder / "outputs/reference").glob("no_drop-seed0-*/summary.json"))
     file.write_text(json.dumps(json.loads(file.read_text()) | {"source": "f" * 12}))
-    done = sweeps.sweep(folder, *EIGHT, "dry_run=true")
+    done = sweeps.sweep(folder, *SWEEP, "dry_run=true")
     assert done.stderr.count("other code: ffffffffffff") == 1
     assert re.search(r"warning: .* made or begun by other code \(.*source ffffffffffff of ", done.stderr)
 
@@ -131,7 +114,7 @@ def test_200_finished_cells_are_skipped_at_once(undisturbed, folder, monkeypatch
 
 @pytest.mark.slow
 def test_a_cell_that_is_killed_dies_alone_and_is_all_that_runs_again(undisturbed, folder):
-    process = sweeps.begin(folder, *EIGHT)
+    process = sweeps.begin(folder, *SWEEP)
     until(lambda: any("entropy" in name for name in sweeps.pids(folder)))
     victim, pid = next((name, pid) for name, pid in sweeps.pids(folder).items() if "entropy" in name)
     sweeps.kill(pid)
@@ -142,7 +125,7 @@ def test_a_cell_that_is_killed_dies_alone_and_is_all_that_runs_again(undisturbed
     )  # when it happens, and at the end
     others = {name: state for name, state in sweeps.states(folder).items() if name != victim}
     assert list(others.values()) == ["done"] * 7
-    again = sweeps.sweep(folder, *EIGHT)
+    again = sweeps.sweep(folder, *SWEEP)
     assert again.returncode == 0 and again.stderr.count("started: ") == 1, again.stderr
     assert results(folder) == results(undisturbed)
 
@@ -193,7 +176,7 @@ def test_a_sweep_killed_ten_times_at_random_moments_ends_as_if_undisturbed(undis
     """SIGKILL for the sweep, and every other time for its cells too."""
     moments = random.Random(0)
     for turn in range(10):
-        process = sweeps.begin(folder, *EIGHT)
+        process = sweeps.begin(folder, *SWEEP)
         try:
             process.wait(timeout=moments.uniform(0.5, 7))
         except Exception:
@@ -201,7 +184,7 @@ def test_a_sweep_killed_ten_times_at_random_moments_ends_as_if_undisturbed(undis
             process.wait()
         for pid in sweeps.pids(folder).values() if turn % 2 else []:
             sweeps.kill(pid)
-    done = sweeps.sweep(folder, *EIGHT)
+    done = sweeps.sweep(folder, *SWEEP)
     assert done.returncode == 0, done.stderr
     assert results(folder) == results(undisturbed)
     disturbed, reference = compared(folder), compared(undisturbed)

@@ -256,6 +256,16 @@ def flat_update(optim: Any, model: Decoder) -> type[FlatUpdate] | None:
     return next((kind for kind in (FlatAdamW, FlatMuon) if kind.suits(optim, model)), None)
 
 
+def make_update(
+    model: Decoder, learned: nn.ParameterDict, optim: Any, precision: str, accumulates: bool, fast: bool
+) -> Update:
+    """The update of a model: with `fast` the flat one where there is one. accumulates: over several micro-batches."""
+    flat = flat_update(optim, model) if fast else None
+    if flat is None:
+        return Update(model, learned, optim, precision)
+    return flat(model, learned, optim, precision, accumulates, compiled=True)
+
+
 def piece_size(size: int, multiple: int) -> int:
     """The largest whole fraction of `size` up to MOST_AT_ONCE that is a multiple of `multiple`, or else `size`."""
     for count in range(-(-size // MOST_AT_ONCE), 1024):

@@ -20,12 +20,11 @@ from tid.capture import Graph, fuse, to_cpu
 from tid.data.batches import Batches
 from tid.drop_modes import Batch, DropMode, Loss, plain_loss
 from tid.dropout import Choice, TokenDropout, cached, score_flops
-from tid.flat import flat_update
+from tid.flat import make_update
 from tid.model import Decoder
 from tid.precision import autocast
 from tid.score_cache import Recalled, ScoreCache
 from tid.timing import Stopwatch
-from tid.update import Update
 
 COUNTS = ("dropped", "droppable", "bad_rows", "unscored", "score_ages")
 COLUMNS = ("train_loss", "grad_norm", *COUNTS)
@@ -60,11 +59,7 @@ class TrainStep:
         self.batch_size, self.accumulate_steps, self.precision = batch_size, accumulate_steps, precision
         self.device = device = model.norm.weight.device
         self.learned = nn.ParameterDict(mode.parameters(model.shape.hidden_size)).to(device)
-        flat = flat_update(optim, model) if fast else None
-        if flat:
-            self.updating: Update = flat(model, self.learned, optim, precision, accumulate_steps > 1, compiled=True)
-        else:
-            self.updating = Update(model, self.learned, optim, precision)
+        self.updating = make_update(model, self.learned, optim, precision, accumulate_steps > 1, fast)
 
         steps = range(total_steps)
         self.lr_table = torch.tensor([optim.lr_at(s, total_steps) for s in steps], device=device)
@@ -84,7 +79,7 @@ class TrainStep:
         self.score_watch = Stopwatch(device)
         self.train_flops = self.score_flops = 0.0
         self.fast, self.graphs, self.pool = fast, {}, None
-        self.on_capture: Callable[[float], Any] = float  # is told how many seconds a graph took
+        self.on_capture: Callable[[float], None] = lambda seconds: None  # told how long each graph took
         if fast:
             self.compile()
 
@@ -202,7 +197,7 @@ class TrainStep:
                 scores = watch.scores(predictions / self.updating.scale, self.updating.input_gradient)
                 scores = distributed.gather_rows(scores)
                 self.cache.store(samples, scores, keep, self.step)
-            self.tally(objective, totals, loss.objective.detach(), loss.nats.detach(), counts)
+            self.tally(objective, totals, Loss(loss.objective.detach(), loss.nats.detach()), counts)
         return objective, totals
 
     def loss(self, tokens: Tensor, targets: Tensor, keep: Tensor | None, kept_max: int) -> Loss:
@@ -216,10 +211,10 @@ class TrainStep:
         samples = (self.step * self.accumulate_steps + micro) * self.batch_size + self.rows
         return samples, *self.batches.gather(samples)
 
-    def tally(self, objective: Tensor, totals: Tensor, its: Tensor, nats: Tensor, counts: Tensor) -> None:
+    def tally(self, objective: Tensor, totals: Tensor, loss: Loss, counts: Tensor) -> None:
         """Add a micro-batch's figures to those of the step."""
-        objective += its
-        totals += torch.cat(((nats / self.accumulate_steps)[None], counts))
+        objective += loss.objective
+        totals += torch.cat(((loss.nats / self.accumulate_steps)[None], counts))
 
     def finish(self, objective: Tensor, totals: Tensor) -> None:
         """Update the weights, note the metrics, count the step."""
@@ -228,7 +223,7 @@ class TrainStep:
         self.record(totals, grad_norm)
 
     def record(self, totals: Tensor, grad_norm: Tensor) -> None:
-        """Note a step's figures, count it."""
+        """Note a step's figures, and count it."""
         row = torch.cat((totals[:1], grad_norm[None], totals[1:]))
         self.metrics.index_copy_(0, (self.step % len(self.metrics))[None], row[None])
         self.step += 1

@@ -16,7 +16,7 @@ from sweeps import said, until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(300)]
 SCRIPT = Path(__file__).with_name("ray")
-LONG = ["scorer=entropy", "seed=0", "total_steps=200", "eval_every=100", "checkpoint_every=10", "log_every=10"]
+SWEEP = ["scorer=entropy", "seed=0", "total_steps=200", "eval_every=100", "checkpoint_every=10", "log_every=10"]
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +46,8 @@ def statuses(folder: Path) -> list[Path]:
 
 
 def begin(folder: Path, *settings: str) -> subprocess.Popen:
-    """Start the sweep of LONG, and wait until its run has made 20 steps."""
-    process = sweeps.begin(folder, *LONG, *settings)
+    """Start the sweep of SWEEP, and wait until its run has made 20 steps."""
+    process = sweeps.begin(folder, *SWEEP, *settings)
     until(lambda: process.poll() is not None or max(sweeps.steps(folder), default=0) >= 20)
     assert process.poll() is None, said(folder)
     return process
@@ -87,7 +87,7 @@ def test_a_cell_whose_worker_is_killed_too_often_is_reported_and_resumes(ray, un
     sweeps.kill(pid)
     assert process.wait(timeout=90) == 1, said(folder)
     assert "ended without a result: WorkerCrashedError" in said(folder), said(folder)
-    again = sweeps.sweep(folder, *LONG, *ray, timeout=150)
+    again = sweeps.sweep(folder, *SWEEP, *ray, timeout=150)
     assert again.returncode == 0 and "resumes at step" in again.stderr, again.stderr
     assert_as(undisturbed, folder)
 
@@ -97,6 +97,6 @@ def test_ctrl_c_lets_the_running_cell_save_and_the_same_command_resumes(ray, und
     os.kill(process.pid, signal.SIGINT)
     assert process.wait(timeout=60) == 130, said(folder)
     assert list(sweeps.states(folder).values()) == ["preempted"]
-    again = sweeps.sweep(folder, *LONG, *ray, timeout=150)
+    again = sweeps.sweep(folder, *SWEEP, *ray, timeout=150)
     assert again.returncode == 0 and "resumes at step" in again.stderr, again.stderr
     assert_as(undisturbed, folder)

@@ -18,7 +18,7 @@ from sweeps import said, until
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(300)]
 SCRIPT = Path(__file__).with_name("slurm")
 SLURM = ["hydra/launcher=slurm", "hydra.launcher.partition=low", "hydra.launcher.cpus_per_task=1"]
-LONG = ["scorer=entropy", "seed=0", "total_steps=300", "eval_every=100", "checkpoint_every=300", "log_every=10"]
+SWEEP = ["scorer=entropy", "seed=0", "total_steps=300", "eval_every=100", "checkpoint_every=300", "log_every=10"]
 
 
 @pytest.fixture(scope="module")
@@ -63,8 +63,8 @@ def console(folder: Path) -> str:
 
 
 def begin(folder: Path, *settings: str) -> subprocess.Popen:
-    """Start the sweep of LONG, and wait until its run has made 20 steps."""
-    process = sweeps.begin(folder, *LONG, *SLURM, *settings)
+    """Start the sweep of SWEEP, and wait until its run has made 20 steps."""
+    process = sweeps.begin(folder, *SWEEP, *SLURM, *settings)
     until(lambda: process.poll() is not None or max(sweeps.steps(folder), default=0) >= 20)
     assert process.poll() is None, said(folder)
     return process
@@ -130,7 +130,7 @@ def test_ctrl_c_cancels_the_jobs_which_save_and_the_same_command_resumes(slurm, 
     assert list(sweeps.states(folder).values()) == ["preempted"]
     (job,) = jobs_of(folder)
     assert shown(job)["JobState"] == "CANCELLED"
-    again = sweeps.sweep(folder, *LONG, *SLURM)
+    again = sweeps.sweep(folder, *SWEEP, *SLURM)
     assert again.returncode == 0 and "resumes at step" in again.stderr, again.stderr
     assert_as(undisturbed, folder)
 
@@ -140,7 +140,7 @@ def test_a_sweep_that_was_lost_finds_its_jobs_again(slurm, undisturbed, folder):
     process.kill()
     process.wait()
     before = jobs_of(folder)
-    again = sweeps.sweep(folder, *LONG, *SLURM)
+    again = sweeps.sweep(folder, *SWEEP, *SLURM)
     assert again.returncode == 0 and "1 runs: 1 done" in again.stderr, again.stderr
     assert jobs_of(folder) == before and "resumes" not in console(folder)
     assert_as(undisturbed, folder)
@@ -153,12 +153,12 @@ def test_a_job_whose_process_is_killed_is_reported_and_resumes(slurm, undisturbe
     assert process.wait(timeout=90) == 1
     (job,) = jobs_of(folder)
     assert f"job {job} ended without a result: SLURM says FAILED" in said(folder), said(folder)
-    again = sweeps.sweep(folder, *LONG, *SLURM, "checkpoint_every=10")
+    again = sweeps.sweep(folder, *SWEEP, *SLURM, "checkpoint_every=10")
     assert again.returncode == 0 and "resumes at step" in again.stderr, again.stderr
     assert_as(undisturbed, folder)
 
 
 def test_what_sbatch_refuses_is_one_message(slurm, folder):
-    refused = sweeps.sweep(folder, *LONG, *SLURM, "hydra.launcher.partition=nowhere")
+    refused = sweeps.sweep(folder, *SWEEP, *SLURM, "hydra.launcher.partition=nowhere")
     assert refused.returncode == 2 and "Traceback" not in refused.stderr, refused.stderr
     assert "error: hydra/launcher=slurm: sbatch: error: invalid partition specified: nowhere" in refused.stderr

@@ -37,6 +37,11 @@ class Setup:
     device: torch.device
     fast: bool
 
+    @property
+    def cut(self) -> dict[str, int]:
+        """How sequences are cut from the text, for Batches."""
+        return {"context": self.context, "stride": self.context, "seed": self.seed, "protected_token": self.end}
+
 
 @dataclass(frozen=True)
 class Variant:
@@ -103,10 +108,7 @@ def train_step(setup: Setup, variant: Variant, *, total_steps: int = MAX_STEPS, 
         drop_mode=variant.mode,
         optim=variant.optim,
         protect_first=setup.protect_first,
-        protected_token=setup.end,
-        context=setup.context,
-        stride=setup.context,
-        seed=setup.seed,
+        **setup.cut,
         batch_size=variant.batch_size,
         accumulate_steps=1,
         total_steps=total_steps,
@@ -117,14 +119,7 @@ def train_step(setup: Setup, variant: Variant, *, total_steps: int = MAX_STEPS, 
 
 
 def batches_of(setup: Setup) -> Batches:
-    return Batches(
-        setup.text,
-        context=setup.context,
-        stride=setup.context,
-        seed=setup.seed,
-        protected_token=setup.end,
-        device=setup.device,
-    )
+    return Batches(setup.text, **setup.cut, device=setup.device)
 
 
 class OurStep:
