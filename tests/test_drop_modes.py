@@ -230,15 +230,6 @@ def test_skip_does_not_depend_on_how_loose_the_bound_is(model):
     torch.testing.assert_close(losses[0], losses[2])
 
 
-def test_bucket_is_enough_and_one_of_few():
-    skip = build("drop_mode", "skip")
-    for context in (1, 5, 8, 16, 128, 1000):
-        sizes = [skip.bucket(context, kept) for kept in range(1, context + 1)]
-        assert all(kept <= size <= context for kept, size in enumerate(sizes, start=1))
-        assert len(set(sizes)) <= 9
-        assert sizes[-1] == context
-
-
 @pytest.mark.parametrize(("first", "last"), [(3, 0), (0, 3), (2, 1), (5, 5)])
 def test_skip_without_a_middle_layer_is_refused(first, last):
     with pytest.raises(ValueError, match="must be less than model.num_layers 3"):

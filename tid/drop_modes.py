@@ -7,9 +7,9 @@ A drop mode is a component with
     flops(shape, context, kept_max)       what training on one sequence costs
     check(shape)                          does it fit the model?
 
-and the declarations `exact_counts`: does it need to know beforehand how many tokens a row keeps? `sees_all`: does its
-first pass see all tokens as they are? and `whole_loss`: is the loss of that pass the mean over all predictions?
-Evaluation never comes here: it calls the model itself.
+and the declarations `exact_counts`: does it need to know beforehand how many tokens a row keeps (tid.lengths)?
+`sees_all`: does its first pass see all tokens as they are? and `whole_loss`: is the loss of that pass the mean over all
+predictions? Evaluation never comes here: it calls the model itself.
 
 With several processes each has the loss of its own rows, and their mean is what is minimised: a loss that divides by
 anything but the number of predictions has to divide by its mean over the processes (`tid.distributed.mean`).
@@ -68,10 +68,6 @@ class DropMode:
 
     def check(self, shape: GPT) -> None:
         """Raise ValueError when the mode cannot work on a model of this shape."""
-
-    def bucket(self, context: int, kept_max: int) -> int:
-        """`kept_max` rounded up to one of a few sizes, so that only few shapes are ever compiled."""
-        return context
 
     def parameters(self, width: int) -> dict[str, nn.Parameter]:
         return {}
@@ -144,10 +140,6 @@ class Skip(DropMode):
                 f"{self.last_layers} must be less than model.num_layers {shape.num_layers}"
             )
 
-    def bucket(self, context: int, kept_max: int) -> int:
-        eighth = max(1, context // 8)
-        return min(context, -(-max(1, kept_max) // eighth) * eighth)
-
     def flops(self, shape: GPT, context: int, kept_max: int) -> float:
         size = kept_max
         middle = shape.num_layers - self.first_layers - self.last_layers
@@ -163,7 +155,7 @@ class Skip(DropMode):
 
     def middle(self, model: Decoder, x: Tensor, batch: Batch, end: int) -> Tensor:
         """Middle layers on the kept tokens of x (B, T, C); dropped ones pass unchanged."""
-        length, size = x.shape[1], min(x.shape[1], max(1, batch.kept_max))
+        length, size = x.shape[1], max(1, batch.kept_max)
         index = (~batch.keep).byte().argsort(dim=1, stable=True)[:, :size]  # kept tokens first, in order
         rows = index[..., None].expand(-1, -1, x.shape[2])
         rope = tuple(table[index][:, None] for table in model.rope(length))

@@ -21,6 +21,7 @@ from tid.data.batches import Batches
 from tid.drop_modes import Batch, DropMode, Loss, plain_loss
 from tid.dropout import Choice, TokenDropout, cached, score_flops
 from tid.flat import make_update
+from tid.lengths import KeptLengths
 from tid.model import Decoder
 from tid.precision import autocast
 from tid.score_cache import Recalled, ScoreCache
@@ -65,6 +66,7 @@ class TrainStep:
         self.lr_table = torch.tensor([optim.lr_at(s, total_steps) for s in steps], device=device)
         self.host_bands = np.array([dropout.band(s / total_steps) for s in steps])
         self.bands = torch.tensor(self.host_bands, device=device)  # float64: k = round(rate · n) as on paper
+        self.lengths = KeptLengths(dropout, batches, self.host_bands, self.samples) if mode.exact_counts else None
         batches.load_orders(0, self.samples)  # refuses a batch larger than the text
         self.rows, self.mine = torch.arange(batch_size, device=device), distributed.share(batch_size)
 
@@ -118,15 +120,9 @@ class TrainStep:
         self.batches.load_orders(step * self.samples, self.samples)
         if self.host_bands[step, 1] == 0:
             return False, self.batches.context
-        if not self.mode.exact_counts:
+        if not self.lengths:
             return True, self.batches.context
-        first = np.arange(step * self.samples, (step + 1) * self.samples)
-        protected = self.batches.protected_counts[self.batches.sequences(first[0], self.samples)]
-        rates = self.dropout.row_rates(torch.tensor(self.host_bands[step]), torch.from_numpy(first)).numpy()
-        # EOT among the first positions is counted twice: the bound is then loose by that one
-        droppable = np.maximum(0, self.batches.context - self.dropout.protect_first - protected)
-        kept_max = int((self.batches.context - np.round(droppable * rates)).max())
-        return True, self.mode.bucket(self.batches.context, kept_max)
+        return True, self.lengths(step)
 
     def __call__(self, step: int) -> None:
         """Do update number `step`; steps come in order, from the one that the device counter holds."""
