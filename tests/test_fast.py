@@ -13,7 +13,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from tid.flat import FlatUpdate, flat_update
 from tid.gradients import Gradients
 from tid.model import token_nats
-from tid.pieces import GROUPS, add_norm_weight_gradient_
+from tid.pieces import BY_HAND, GROUPS, Pieces, add_norm_weight_gradient_
 from tid.precision import autocast
 from tid.products import add_rows_
 from tid.twin import Twin, matrices_of, twin_shapes
@@ -271,6 +271,23 @@ def test_captured_16_bit_steps_follow_eager_ones(precision):
 def test_captured_gradients_serve_other_optimizers(optim):
     settings = {"optim": optim, "scorer": "random", "schedule": 0.3}
     assert_alike(losses(**settings, fast=True)[0], losses(**settings)[0])
+
+
+@gpu
+@pytest.mark.gpu
+@pytest.mark.parametrize("mode", ["zero", "skip", "hide", "mask_aux"])
+@pytest.mark.parametrize("scorer", ["random", "attention_mass", "grad_norm"])
+def test_steps_by_hand_follow_those_of_compiled_pieces(scorer, mode, monkeypatch):
+    def found() -> list:
+        model = tiny_model(hidden_size=64, num_heads=2, intermediate_size=96)
+        return losses(model=model, scorer=scorer, mode=mode, schedule=0.3, precision="bf16", fast=True)[0]
+
+    compiled = found()
+    monkeypatch.setattr(Pieces, "by_hand", BY_HAND)
+    by_hand = found()
+    assert_alike(by_hand, compiled, rtol=3e-2)
+    assert by_hand != compiled  # they were at work
+    assert by_hand == found()
 
 
 @gpu

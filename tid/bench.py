@@ -17,7 +17,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from tid import cli, config
 
 SEVERAL = {"scorer": "scorers", "drop_mode": "drop_modes", "optim": "optims"}  # groups that take several options
-LISTS = ("measure", "batch_size", "peers")
+LISTS = ("measure", "batch_size", "peers", "kernels")
 
 
 def _list(value: Any) -> Any:
@@ -48,6 +48,11 @@ class BenchConfig(BaseModel):
     ]
     batch_size: Annotated[list[config.Count], BeforeValidator(_list), Field(min_length=1)]
     peers: Annotated[list[Literal["eager", "compiled"]], BeforeValidator(_list)]
+    kernels: Annotated[
+        list[Literal["none", "attention", "swiglu_gradient", "cross_entropy", "all"]],
+        BeforeValidator(_list),
+        Field(min_length=1),
+    ]
     repeats: Annotated[int, Field(ge=1, le=50)]
     block_seconds: Seconds
     cold: bool

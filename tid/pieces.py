@@ -6,7 +6,8 @@ one's memory would do. `tests/test_fast.py` holds them to autograd's.
 """
 
 import functools
-from typing import Any
+import importlib
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,7 @@ from torch.autograd import Function
 from tid.model import Rope, attention_received, explicit_attention
 from tid.reductions import PADDING, log_sum_exp
 
+BY_HAND = ("attention", "swiglu_gradient", "cross_entropy")  # what tid.kernels has
 GROUPS, FOLD = 128, 8  # a norm's weight gradient is first summed in at most so many groups of rows, so many at a time
 
 
@@ -109,6 +111,25 @@ class Heads(Function):
         return ctx.pieces.split_heads_gradient(*(g.transpose(1, 2) for g in gradients), *ctx.rope), None, None, None
 
 
+class ShortAttention(Function):
+    """qkv (B, T, 3C) → causal attention (B, T, C) by tid.kernels, and with `mass` what each token receives, (B, T)."""
+
+    @staticmethod
+    def forward(ctx, qkv: Tensor, num_heads: int, rope: Rope, kernels: Any, mass: bool) -> tuple[Tensor, Tensor | None]:
+        ctx.save_for_backward(qkv)
+        ctx.num_heads, ctx.kernels = num_heads, kernels
+        ctx.rope = tuple(t.squeeze(1) if t.ndim == 4 else t for t in rope)
+        y, received = kernels.attention(qkv, num_heads, *ctx.rope, mass)
+        if mass:
+            ctx.mark_non_differentiable(received)
+        return y, received
+
+    @staticmethod
+    def backward(ctx, dy: Tensor, _: Any) -> tuple:
+        (qkv,) = ctx.saved_tensors
+        return ctx.kernels.attention_gradient(dy.contiguous(), qkv, ctx.num_heads, *ctx.rope), None, None, None, None
+
+
 def swiglu(gate_up: Tensor) -> Tensor:
     """silu(gate) · up from both side by side, (B, T, 2F) → (B, T, F)."""
     gate, up = gate_up.chunk(2, dim=-1)
@@ -166,9 +187,15 @@ class Pieces:
         normed, add_normed, normed_gradient, add_norm_weight_gradient_, split_heads, split_heads_gradient, swiglu,
         swiglu_gradient, attention_with_mass, attention_received, cross_entropy, cross_entropy_gradient_,
     )  # fmt: skip
+    by_hand: ClassVar[tuple[str, ...]] = ()  # of BY_HAND: what pieces made from now on leave to tid.kernels
 
     def __init__(self, compiled: bool) -> None:
         if compiled:  # shapes differ with the batch, the pass and, with drop_mode=skip, the tokens kept
             torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
         for function in self.FUNCTIONS:
             setattr(self, function.__name__, torch.compile(function, dynamic=False) if compiled else function)
+        self.kernels = importlib.import_module("tid.kernels") if self.by_hand else None
+        self.attends = self.kernels.attends if "attention" in self.by_hand else lambda *_: False
+        self.cross_entropy_by_hand = self.kernels if "cross_entropy" in self.by_hand else None
+        if "swiglu_gradient" in self.by_hand:
+            self.swiglu_gradient = self.kernels.swiglu_gradient

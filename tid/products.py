@@ -74,6 +74,29 @@ class Nats(Function):
         return dlogits @ ctx.table, None, None, None, None, None, None
 
 
+class NatsByHand(Function):
+    """`Nats` by tid.kernels: the gradient is made in the forward pass, while a row of logits is in the cache, up to the
+    factor of its row, which is left to what it is multiplied with."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, table: Tensor, targets: Tensor, vocabulary: int, kernels, sink, watch) -> Tensor:
+        logits = F.linear(x, table)
+        if watch:
+            watch(logits, vocabulary)
+        ctx.save_for_backward(x)
+        ctx.logits, ctx.table, ctx.gain, ctx.sink = logits, table, kernels.GAIN, sink
+        return kernels.cross_entropy_(logits, targets, vocabulary, gradient=ctx.needs_input_grad[0])
+
+    @staticmethod
+    def backward(ctx, dnats: Tensor) -> tuple:
+        (x,) = ctx.saved_tensors
+        dlogits, ctx.logits = ctx.logits, None
+        factor = (dnats / ctx.gain)[:, None]
+        if ctx.sink:
+            ctx.sink(dlogits, (x * factor).to(x.dtype))
+        return ((dlogits @ ctx.table) * factor).to(x.dtype), None, None, None, None, None, None
+
+
 @torch.no_grad()
 def add_rows_(table: Tensor, rows: Tensor, tokens: Tensor) -> None:
     """Add rows (N, C) to those of `table` (V, C) that tokens (N,) name, the same on every run.

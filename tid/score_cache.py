@@ -137,10 +137,15 @@ class Watch:
     def gradient(self, gradient: Tensor) -> None:
         self.found = gradient.detach().float()
 
+    @property
+    def wants_attention(self) -> bool:
+        """Does it still wait for what the tokens of a layer receive?"""
+        return self.dropout.scorer.needs == "attention" and len(self.received) < self.num_layers
+
     @torch.compiler.disable
     def attention(self, received: Any, q: Tensor, k: Tensor, visible: Tensor | None) -> None:
         """A layer's queries and keys; `received` makes the mass of each key of them."""
-        if self.dropout.scorer.needs == "attention" and len(self.received) < self.num_layers:
+        if self.wants_attention:
             with self.beside(q, k, *([] if visible is None else [visible])), torch.no_grad():
                 self.received.append(received(q.detach(), k.detach(), visible))
 

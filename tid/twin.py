@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tid.model import Decoder, RMSNorm, Rope
-from tid.pieces import Heads, Norm, Pieces, SwiGLU
-from tid.products import Nats, Product, Rows
+from tid.pieces import Heads, Norm, Pieces, ShortAttention, SwiGLU
+from tid.products import Nats, NatsByHand, Product, Rows
 
 FEW_TOKENS = 4096
 OTHERS = [SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
@@ -50,28 +50,39 @@ class FusedBlock(nn.Module):
         self.qkv, self.out, self.gate_up, self.down = products
         self.attention_norm, self.mlp_norm = norms
 
-    def queries_keys_values(self, x: Tensor, branch: Tensor | None, rope: Rope) -> tuple[Tensor, ...]:
-        """x (B, T, C) and what is still to be added to it → their sum, and q, k, v (B, H, T, head_size)."""
-        x, h = self.attention_norm.add(x, branch)
-        return x, *Heads.apply(self.qkv(h), self.num_heads, rope, self.pieces)
-
-    def finish(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """What follows attention: x (B, T, C), y (B, H, T, head_size) → x, and what is still to be added to it."""
-        x, h = self.mlp_norm.add(x, self.out(y.transpose(1, 2).flatten(2)))
-        return x, self.down(SwiGLU.apply(self.gate_up(h), self.pieces))
-
     def forward(self, x: Tensor, branch: Tensor | None, rope: Rope, visible: Tensor | None) -> tuple[Tensor, Tensor]:
-        x, q, k, v = self.queries_keys_values(x, branch, rope)
+        x, h = self.attention_norm.add(x, branch)
+        return self.finish(x, self.attend(self.qkv(h), rope, visible))
+
+    def attend(self, qkv: Tensor, rope: Rope, visible: Tensor | None) -> Tensor:
+        """qkv (B, T, 3C) → (B, T, C)."""
+        if self.pieces.attends(qkv, self.num_heads, visible):
+            mass = self.watch is not None and self.watch.wants_attention
+            y, received = ShortAttention.apply(qkv, self.num_heads, rope, self.pieces.kernels, mass)
+            if mass:
+                self.watch.received.append(received)
+            return y
+        q, k, v = Heads.apply(qkv, self.num_heads, rope, self.pieces)
         if self.watch:
             self.watch.attention(self.pieces.attention_received, q, k, visible)
-        return self.finish(x, attention(q, k, v, visible))
+        return attention(q, k, v, visible).transpose(1, 2).flatten(2)
+
+    def finish(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """What follows attention: x and y (B, T, C) → x, and what is still to be added to it."""
+        x, h = self.mlp_norm.add(x, self.out(y))
+        return x, self.down(SwiGLU.apply(self.gate_up(h), self.pieces))
 
     def observe(self, watch: Any) -> None:
         self.watch = watch
 
     def with_mass(self, x: Tensor, branch: Tensor | None, rope: Rope) -> tuple[Tensor, Tensor, Tensor]:
-        x, q, k, v = self.queries_keys_values(x, branch, rope)
-        y, mass = self.pieces.attention_with_mass(q, k, v)
+        x, h = self.attention_norm.add(x, branch)
+        qkv = self.qkv(h)
+        if self.pieces.attends(qkv, self.num_heads, None):
+            y, mass = ShortAttention.apply(qkv, self.num_heads, rope, self.pieces.kernels, True)
+        else:
+            y, mass = self.pieces.attention_with_mass(*Heads.apply(qkv, self.num_heads, rope, self.pieces))
+            y = y.transpose(1, 2).flatten(2)
         return *self.finish(x, y), mass
 
 
@@ -156,7 +167,9 @@ class Twin(Decoder):
         if self.head_sink and torch.is_grad_enabled():
             self.head_sink.expect()
         watch = self.watch and self.watch.logits
-        nats = Nats.apply(h, table, targets.flatten(), self.shape.vocab_size, self.pieces, self.head_sink, watch)
+        by_hand = self.pieces.cross_entropy_by_hand
+        function, pieces = (NatsByHand, by_hand) if by_hand else (Nats, self.pieces)
+        nats = function.apply(h, table, targets.flatten(), self.shape.vocab_size, pieces, self.head_sink, watch)
         return nats.view_as(targets)
 
 

@@ -37,6 +37,8 @@ def conduct(settings: dict, command: str) -> Iterator[str]:
     """
     quieten_torchao()
     bench = arrange(settings)
+    if settings["kernels"] != ["none"] and not bench.setup.fast:
+        raise ConfigError("kernels: those by hand need a CUDA GPU and compile=true; leave it at none")
     refuse_hopeless(settings, bench)
     path = Path(settings["output_dir"]) / "bench" / f"bench-{time.strftime('%Y%m%d-%H%M%S')}.json"
     device = bench.setup.device
@@ -121,7 +123,8 @@ def steps(settings: dict, bench: Bench, ceilings: Ceilings, rules: Rules, found:
     found["steps"] = []
     with_peers = settings["peers"] and peers.load_transformers()
     for batch_size, chosen in combinations(bench, settings).items():
-        contenders = [variants.contender(bench.setup, v, len(bench.parts["optims"]) > 1) for v in chosen]
+        several = len(bench.parts["optims"]) > 1
+        contenders = [variants.contender(bench.setup, v, several, k) for v in chosen for k in settings["kernels"]]
         for kind in sorted(settings["peers"], key=("eager", "compiled").index) if with_peers else []:
             contenders.append(llama(bench, batch_size, kind))
         say(f"steps of {batch_size} x {bench.setup.context} tokens: building {len(contenders)}, then "

@@ -13,6 +13,7 @@ from tid.config import ConfigError
 from tid.data.batches import Batches
 from tid.dropout import check_combination
 from tid.model import GPT
+from tid.pieces import BY_HAND, Pieces
 from tid.scorers import NoScorer
 from tid.step import TrainStep
 
@@ -123,10 +124,14 @@ def batches_of(setup: Setup) -> Batches:
 
 
 class OurStep:
-    """A `TrainStep` that counts for itself."""
+    """A `TrainStep` that counts for itself. kernels: what it leaves to tid.kernels, "none", "all" or one of BY_HAND."""
 
-    def __init__(self, setup: Setup, variant: Variant) -> None:
-        self.step = train_step(setup, variant)
+    def __init__(self, setup: Setup, variant: Variant, kernels: str = "none") -> None:
+        Pieces.by_hand = {"none": (), "all": BY_HAND}.get(kernels, (kernels,))
+        try:
+            self.step = train_step(setup, variant)
+        finally:
+            Pieces.by_hand = ()
         self.done = 0
 
     def __call__(self) -> None:
@@ -153,14 +158,15 @@ class OurStep:
         return sorted(read)[len(read) // 2] if read else None
 
 
-def contender(setup: Setup, variant: Variant, several_optims: bool) -> Contender:
+def contender(setup: Setup, variant: Variant, several_optims: bool, kernels: str = "none") -> Contender:
+    optim = f", {variant.optim_name}" if several_optims else ""
     return Contender(
-        label=variant.label + (f", {variant.optim_name}" if several_optims else ""),
+        label=variant.label + optim + (f", {kernels} by hand" if kernels != "none" else ""),
         batch_size=variant.batch_size,
         context=setup.context,
-        make=lambda: OurStep(setup, variant),
+        make=lambda: OurStep(setup, variant, kernels),
         facts={"kind": "ours", "scorer": variant.scorer_name, "drop_mode": variant.mode_name if variant.drops else None,
-               "optim": variant.optim_name},
+               "optim": variant.optim_name, "kernels": kernels},
     )  # fmt: skip
 
 

@@ -1,0 +1,111 @@
+"""tid.kernels against tid.pieces. On a GPU test_kernels.py calls these; without one it runs this file with Triton's
+interpreter (TRITON_INTERPRET=1), which has to be chosen before Triton is imported."""
+
+import torch
+from tiny import CONTEXT, tiny_model, window
+from torch import Tensor
+
+from tid import kernels, pieces
+from tid.gradients import Gradients
+from tid.model import explicit_attention, rope_table, token_nats
+from tid.pieces import Pieces
+from tid.twin import Twin, matrices_of, twin_shapes
+
+SHAPES = [(2, 24, 3, 32), (2, 64, 2, 64), (1, 100, 2, 64), (2, 128, 1, 64), (3, 1, 2, 32)]  # B, T, heads, head_size
+
+
+def close(found: Tensor, wanted: Tensor) -> None:
+    """By norm: float32 to rounding, 16 bits to theirs."""
+    tolerance = 1e-5 if found.dtype == wanted.dtype == torch.float32 and not found.is_cuda else 1e-2
+    error = (found.float() - wanted.float()).norm() / wanted.float().norm()
+    assert error < tolerance, f"off by {error:.2e}"
+
+
+def kind(device: torch.device) -> dict:
+    return {"device": device, "dtype": torch.bfloat16 if device.type == "cuda" else torch.float32}
+
+
+def check_attention(device: torch.device) -> None:
+    for batch, length, heads, size in SHAPES:
+        cos, sin = rope_table(length, size, 1e4, device)
+        backwards = tuple(t.flip(0).expand(batch, -1, -1).contiguous() for t in (cos, sin))
+        for rope in ((cos, sin), backwards):  # positions of all rows alike, and each row's own
+            qkv = torch.randn(batch, length, 3 * heads * size, **kind(device), requires_grad=True)
+            dy = torch.randn(batch, length, heads * size, **kind(device))
+            mine = tuple(t[:, None] for t in rope) if rope is backwards else rope
+            y, weights = explicit_attention(*pieces.Heads.apply(qkv, heads, mine, Pieces(False)))
+            y = y.transpose(1, 2).flatten(2)
+            (wanted,) = torch.autograd.grad(y, qkv, dy)
+            assert kernels.attends(qkv, heads, None)
+            found, received = kernels.attention(qkv.detach(), heads, *rope, mass=True)
+            close(found, y)
+            close(received, weights.mean(dim=1).sum(dim=1))
+            without, nothing = kernels.attention(qkv.detach(), heads, *rope, mass=False)
+            assert torch.equal(without, found) and nothing is None
+            close(kernels.attention_gradient(dy, qkv.detach(), heads, *rope), wanted)
+
+
+def check_what_attends(device: torch.device) -> None:
+    fits = torch.zeros(2, 128, 3 * 2 * 64, **kind(device))
+    assert kernels.attends(fits, 2, None)
+    assert not kernels.attends(fits, 2, torch.ones(2, 1, 128, 128, dtype=torch.bool, device=device))
+    assert not kernels.attends(fits, 8, None)  # heads of 16
+    assert not kernels.attends(fits.repeat(1, 2, 1), 2, None)
+    assert device.type == "cpu" or not kernels.attends(fits.float(), 2, None)
+
+
+def check_swiglu(device: torch.device) -> None:
+    for rows, size in ((5, 48), (2, 2048), (3, 1500)):
+        gate_up, dy = torch.randn(rows, 3, 2 * size, **kind(device)), torch.randn(rows, 3, size, **kind(device))
+        close(kernels.swiglu_gradient(gate_up, dy), pieces.swiglu_gradient(gate_up, dy))
+
+
+def check_cross_entropy(device: torch.device) -> None:
+    for rows, columns, vocabulary in ((7, 320, 300), (3, 5056, 5003), (2, 4096, 4096)):
+        logits = 4 * torch.randn(rows, columns, **kind(device))
+        targets = torch.randint(vocabulary, (rows,), device=device)
+        targets[0] = vocabulary - 1
+        wanted, log_sum = pieces.cross_entropy(logits, targets, vocabulary)
+        before = logits.clone()
+        close(kernels.cross_entropy_(logits, targets, vocabulary, gradient=False), wanted)
+        assert torch.equal(logits, before)
+        close(kernels.cross_entropy_(logits, targets, vocabulary, gradient=True), wanted)
+        pieces.cross_entropy_gradient_(before, targets, log_sum, torch.ones_like(wanted), vocabulary)
+        close(logits / kernels.GAIN, before)
+        assert not logits[:, vocabulary:].any()
+
+
+def check_twin(device: torch.device) -> None:
+    """A twin whose pieces are by hand has the model's losses and gradients, and sees what tokens receive."""
+    model = tiny_model(hidden_size=64, num_heads=2, intermediate_size=96).to(device)
+    tokens, targets = (t.to(device) for t in window())
+    dtype = kind(device)["dtype"]
+    Pieces.by_hand = pieces.BY_HAND
+    try:
+        flat = torch.cat([p.detach().flatten() for p in matrices_of(model)]).to(dtype)
+        gradients = Gradients(twin_shapes(model), dtype, device, compiled=False)
+        twin = Twin(model, flat, gradients.sink)
+    finally:
+        Pieces.by_hand = ()
+    x = model.embed(tokens)
+    close(twin.attention_mass(x), model.attention_mass(x))
+    wanted = token_nats(model.logits(model.layers(x)), targets)
+    with torch.no_grad():
+        close(twin.nats(twin.layers(twin.embed(tokens)), targets), wanted)
+    weights = torch.arange(wanted.numel(), device=device).view_as(wanted) % 3 / wanted.numel()  # rows unlike each other
+    (wanted * weights).sum().backward()
+    nats = twin.nats(twin.layers(twin.embed(tokens)), targets)
+    close(nats, wanted)
+    gradients.backward((nats * weights).sum(), last=True)
+    close(gradients.flat, torch.cat([p.grad.flatten() for p in matrices_of(model)]))
+    visible = torch.ones(4, 1, CONTEXT, CONTEXT, dtype=torch.bool, device=device).tril()
+    close(twin.layers(x, visible=visible), model.layers(x))
+
+
+CHECKS = [check_attention, check_what_attends, check_swiglu, check_cross_entropy, check_twin]
+
+if __name__ == "__main__":
+    torch.manual_seed(0)
+    for check in CHECKS:
+        check(torch.device("cpu"))
+        print(check.__name__)

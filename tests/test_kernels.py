@@ -1,0 +1,65 @@
+"""Kernels by hand: on a CPU Triton interprets them, and compiles them for GPUs that are not here."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+import kernel_checks
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from tid import kernels
+
+gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+TENSORS = dict.fromkeys(("qkv", "dy", "dqkv", "y", "gate_up", "out", "logits"), "*bf16") | {"targets": "*i64"}
+NUMBERS = {"length": "i32", "rope_stride": "i32", "vocabulary": "i32", "scale": "fp32", "gain": "fp32"}
+
+
+def test_interpreted_they_compute_what_the_pieces_do():
+    """In a process of its own: Triton has to know before it is imported."""
+    file = Path(kernel_checks.__file__)
+    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(file.parent)}
+    done = subprocess.run([sys.executable, file], env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [check.__name__ for check in kernel_checks.CHECKS]
+
+
+@gpu
+@pytest.mark.gpu
+@pytest.mark.parametrize("check", kernel_checks.CHECKS)
+def test_on_a_gpu_they_compute_what_the_pieces_do(check):
+    torch.manual_seed(0)
+    check(torch.device("cuda"))
+
+
+def compiled(kernel, capability: int, constants: dict):
+    """A kernel compiled for GPUs of a compute capability, with the warps that its launch asks for."""
+    constants = dict(constants)
+    options = {name: constants.pop(name) for name in ("num_warps", "num_stages") if name in constants}
+    types = {name: {**TENSORS, **NUMBERS}.get(name, "*fp32") for name in kernel.arg_names}
+    signature = types | dict.fromkeys(constants, "constexpr")
+    values = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=values)
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+
+
+@pytest.mark.parametrize("capability", [80, 89, 90])
+def test_they_compile_for_gpus_that_are_not_here(capability):
+    _, _, constants = kernels.attention_launch(torch.empty(1, 128, 3 * 64), 1, torch.empty(128, 64))
+    constants["QUERIES"] = 128 if capability >= 90 else 16
+    for kernel, more in [
+        (kernels.attention_kernel, constants | {"MASS": True}),
+        (kernels.attention_gradient_kernel, constants),
+        (kernels.swiglu_gradient_kernel, {"SIZE": 2048, "BLOCK": 1024}),
+        (kernels.cross_entropy_kernel, {"COLUMNS": 50304, "BLOCK": 4096, "GRADIENT": True, "num_warps": 8}),
+    ]:
+        made = compiled(kernel, capability, more)
+        assert made.asm["cubin"]
+        assert made.metadata.shared < 100_000  # bytes that a multiprocessor of an RTX 4060 has
