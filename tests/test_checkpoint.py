@@ -1,5 +1,7 @@
 """Writing checkpoints beside the training."""
 
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -81,3 +83,28 @@ def test_what_a_killed_process_left_half_written_is_removed(tmp_path):
     (tmp_path / "last.123.tmp").write_text("half")
     assert load_newest(tmp_path) == (None, [])
     assert not list(tmp_path.iterdir())
+
+
+READ = """
+import sys
+from pathlib import Path
+from tid import checkpoint
+if "without" in sys.argv:
+    sys.modules["torchao.optim.subclass_4bit"] = None
+print(type(checkpoint.load(Path(sys.argv[1]))["optimizer"]).__name__)
+"""
+
+
+def test_a_new_process_reads_the_state_of_low_bit_optimizers(tmp_path):
+    """One that has not trained, and so has not imported torchao."""
+    subclass_4bit = pytest.importorskip("torchao.optim.subclass_4bit")
+    moments = subclass_4bit.OptimState4bit.zeros((4096,), True, 128, torch.device("cpu"))
+    checkpoint.save({"optimizer": moments}, tmp_path / LAST)
+
+    def read(*more: str) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-c", READ, tmp_path / LAST, *more]
+        return subprocess.run(command, capture_output=True, text=True, timeout=100)
+
+    assert read().stdout.strip() == "OptimState4bit"
+    missing = read("without").stderr
+    assert "ConfigError" in missing and "pip install torchao" in missing and "damaged" not in missing

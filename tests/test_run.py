@@ -6,11 +6,13 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 import runs
 import torch
 
 from tid import checkpoint, job
+from tid.handle import Handle
 from tid.loop import NonFiniteLoss
 from tid.optim import AdamW
 
@@ -68,8 +70,8 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(finished, tmp
     assert runs.metrics(other) != runs.metrics(finished)
 
 
-@pytest.mark.parametrize("stopped_after", [1, 5, 8])
-def test_a_run_stopped_by_a_signal_resumes_to_identical_metrics(finished, tmp_path, monkeypatch, stopped_after):
+def train_and_stop(monkeypatch, stopped_after: int, *run) -> None:
+    """Train, and have a signal come after that step."""
     take_step = job.TrainStep.__call__
 
     def and_ask_to_stop(self, step):
@@ -80,8 +82,13 @@ def test_a_run_stopped_by_a_signal_resumes_to_identical_metrics(finished, tmp_pa
     with monkeypatch.context() as patch:
         patch.setattr(job.TrainStep, "__call__", and_ask_to_stop)
         with pytest.raises(SystemExit) as stopped:
-            runs.train(tmp_path)
+            runs.train(*run)
     assert stopped.value.code == 143
+
+
+@pytest.mark.parametrize("stopped_after", [1, 5, 8])
+def test_a_run_stopped_by_a_signal_resumes_to_identical_metrics(finished, tmp_path, monkeypatch, stopped_after):
+    train_and_stop(monkeypatch, stopped_after, tmp_path)
     (folder,) = (tmp_path / "outputs" / "reference").iterdir()
     status = runs.read(folder, "status.json")
     assert (status["state"], status["step"]) == ("preempted", stopped_after + 1)
@@ -168,6 +175,24 @@ def test_the_baseline_is_one_run_whatever_the_scorer(tmp_path):
     same = runs.train(tmp_path, "scorer=none", "drop_mode=hide", "total_steps=2", "eval_every=2")
     assert plain == same and plain.name.startswith("no_drop-seed0-")
     assert runs.read(plain, "summary.json")["drop_rate"] == 0
+
+
+def test_a_stopped_baseline_goes_on_whatever_the_drop_mode_and_selector(tmp_path, monkeypatch):
+    short = ("scorer=none", "total_steps=4", "eval_every=4")
+    train_and_stop(monkeypatch, 1, tmp_path, *short, "drop_mode=mask_token", "selector=threshold")
+    done = runs.train(tmp_path, *short)
+    assert [path.name for path in done.parent.iterdir()] == [done.name]
+    assert runs.read(done, "status.json")["state"] == "done"
+
+
+def test_scores_are_shown_where_tokens_were_dropped_lately(tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr(Handle, "log_histogram", lambda self, name, values, step: shown.append((step, values)))
+    settings = ("drop_schedule=early", "drop_schedule.rate=0.5", "drop_schedule.until=0.5", "log_every=4")
+    train_and_stop(monkeypatch, 1, tmp_path, *settings)
+    runs.train(tmp_path, *settings)
+    assert [step for step, _ in shown] == [4, 8]
+    assert all(np.isfinite(values).all() for _, values in shown)
 
 
 def test_impossible_combinations_are_refused_before_anything_is_written(tmp_path):

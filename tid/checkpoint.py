@@ -1,5 +1,6 @@
 """Checkpoints: written whole or not at all, read with ``weights_only=True``, damage noticed."""
 
+import importlib
 import os
 import pickle
 import shutil
@@ -152,7 +153,8 @@ class Writer:
 def load(path: Path, device: torch.device | str = "cpu") -> dict:
     """Read a checkpoint. Every byte is checked against the file's own CRC-32 first.
 
-    Raises CheckpointError when the file is missing, damaged, or not a TID checkpoint.
+    Raises CheckpointError when the file is missing, damaged, or not a TID checkpoint, and ConfigError when it holds the
+    moments of an optimizer of torchao's, and torchao is not installed.
     """
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint; a run's are in <run folder>/checkpoints/{LAST} and {BEST}")
@@ -161,6 +163,7 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict:
             damaged = archive.testzip()
         if damaged:
             raise CheckpointError(f"{path}: damaged (CRC of {damaged} is wrong)")
+        import_classes(path)
         state = torch.load(path, map_location=device, weights_only=True)
     except (zipfile.BadZipFile, EOFError, RuntimeError, OSError, pickle.UnpicklingError) as error:
         if isinstance(error, CheckpointError):
@@ -169,6 +172,19 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict:
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise CheckpointError(f"{path}: not a TID checkpoint of format {FORMAT}")
     return state
+
+
+def import_classes(path: Path) -> None:
+    """Import torchao's tensors if a checkpoint holds some: with that torch learns that they are safe to read."""
+    for name in torch.serialization.get_unsafe_globals_in_checkpoint(path):
+        if name.startswith("torchao."):
+            try:
+                importlib.import_module(name.rpartition(".")[0])
+            except ImportError as error:
+                raise ConfigError(
+                    f"{path}: holds the state of an 8-bit or 4-bit optimizer, and torchao cannot be imported "
+                    f"({error}); pip install torchao"
+                ) from None
 
 
 def load_newest(folder: Path, device: torch.device | str = "cpu") -> tuple[dict | None, list[str]]:

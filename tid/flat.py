@@ -158,6 +158,8 @@ class FlatUpdate(Update):
             for p, found in loaded.items():
                 for name, value in found.items():
                     views[p][name].copy_(value)
+        counts = [of["step"] for optimizer in state["optimizers"] for of in optimizer["state"].values() if "step" in of]
+        self.count.fill_(max(map(float, counts), default=0.0))  # older checkpoints may differ in some parameters'
         self.nothing_due.fill_(True)
         if self.copy is not None:
             self.copy.copy_(self.flat)

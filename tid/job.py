@@ -19,6 +19,7 @@ from tid.data import Corpus, load_corpus
 from tid.data.tokenizer import EOT
 from tid.device import choose_device, choose_precision, refuse_hopeless, set_up, where
 from tid.diagnostics import probe
+from tid.drop_modes import DropMode
 from tid.dropout import check_combination
 from tid.handle import Handle, RunInfo
 from tid.llama import load_weights, pinned, refuse_mismatch
@@ -37,10 +38,16 @@ from tid.records import (
     write_documents,
 )
 from tid.revision import continued, in_words
+from tid.schedules import NoDrop
 from tid.score_cache import first_epoch
+from tid.scorers import NoScorer
+from tid.selectors import Lowest
 from tid.step import TrainStep
 from tid.summary import device_name, summarise
 from tid.validation import Validation
+
+# A baseline's folder is the same whatever is asked beside scorer=none, so what trains there is too.
+NO_DROPPING = {"scorer": NoScorer(), "selector": Lowest(), "drop_mode": DropMode(), "drop_schedule": NoDrop()}
 
 
 def train(config: dict, settings: RunConfig, parts: dict, overrides: list[str]) -> Path:
@@ -62,6 +69,8 @@ def train(config: dict, settings: RunConfig, parts: dict, overrides: list[str]) 
                 say_done(folder, load())
             return folder
         device = make_ready(config, settings, parts, overrides, peers)
+        if is_baseline(config):
+            parts = parts | NO_DROPPING
         corpus = peers.first(load)
         with RunLock(folder) if peers.leads else contextlib.nullcontext():
             if not peers.agree(is_done, folder):

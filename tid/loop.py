@@ -101,7 +101,7 @@ def fit(run: Run) -> None:
             if log_due or eval_due:
                 row = train_row(run, watch.read())
                 if eval_due:
-                    row |= evaluate(run)
+                    row |= evaluate(run, row)
                 run.seconds = time.perf_counter() - started
                 row["seconds"] = run.seconds
                 run.log.write(row)
@@ -178,8 +178,9 @@ def peak_memory_mib(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def evaluate(run: Run) -> dict[str, float]:
-    """Full validation: figures for the metrics row; remembers the best, logs what was dropped to the tracker."""
+def evaluate(run: Run, row: dict[str, float]) -> dict[str, float]:
+    """Full validation: figures for the metrics row, which has those of training; remembers the best, logs what was
+    dropped to the tracker."""
     nats = run.validation.nats(run.step.trained)
     figures = run.validation.figures(nats)
     select, report = run.validation.halves(nats)
@@ -190,8 +191,10 @@ def evaluate(run: Run) -> dict[str, float]:
     if run.best is None or select.loss < run.best["val_select_loss"]:
         run.best = {**run.final, "val_select_loss": select.loss}
         run.documents["best"] = run.documents["final"]
+    scores = run.step.last_scores.float().cpu().numpy()
+    if row["drop_rate_realised"] and not np.isnan(scores).all():  # NaN: no step of this sitting has dropped yet
+        run.tracker.log_histogram("scores", scores, run.done)
     if run.totals["dropped"]:
-        run.tracker.log_histogram("scores", run.step.last_scores.float().cpu().numpy(), run.done)
         for name, rows in drop_tables(run).items():
             run.tracker.log_table(name, ["token", "seen", "drop_rate"], rows, run.done)
     halves = {"val_select_loss": select.loss} | report.row("val_report")

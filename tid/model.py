@@ -68,7 +68,8 @@ def rope_table(length: int, head_size: int, theta: float, device: torch.device) 
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate x (B, H, T, head_size) by its positions' angles; pairs are (i, i + head_size / 2), as in Llama."""
+    """Rotate x (B, H, T, head_size) by its positions' angles, with −sin back; pairs are (i, i + head_size / 2), as in
+    Llama."""
     left, right = x.chunk(2, dim=-1)
     return (x * cos + torch.cat((-right, left), dim=-1) * sin).to(x.dtype)
 

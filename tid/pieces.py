@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
-from tid.model import Rope, attention_received, explicit_attention
+from tid.model import Rope, attention_received, explicit_attention, rotate
 from tid.reductions import PADDING, log_sum_exp
 
 BY_HAND = ("attention", "swiglu_gradient", "cross_entropy")  # what tid.kernels has
@@ -79,21 +79,15 @@ class Norm(Function):
         return dx, dbranch if ctx.needs_input_grad[1] else None, None, None, None, None, None
 
 
-def turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """`tid.model.rotate`; with −sin it turns back."""
-    left, right = x.chunk(2, dim=-1)
-    return (x * cos + torch.cat((-right, left), dim=-1) * sin).to(x.dtype)
-
-
 def split_heads(qkv: Tensor, num_heads: int, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """qkv (B, T, 3C) → q, k, v (B, T, H, head_size), the first two rotated to their positions."""
     q, k, v = qkv.unflatten(2, (3, num_heads, -1)).unbind(2)
-    return turned(q, cos, sin), turned(k, cos, sin), v
+    return rotate(q, cos, sin), rotate(k, cos, sin), v
 
 
 def split_heads_gradient(dq: Tensor, dk: Tensor, dv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Gradients (B, T, H, head_size) of q, k, v → that of qkv (B, T, 3C)."""
-    return torch.stack((turned(dq, cos, -sin), turned(dk, cos, -sin), dv), dim=2).flatten(2)
+    return torch.stack((rotate(dq, cos, -sin), rotate(dk, cos, -sin), dv), dim=2).flatten(2)
 
 
 class Heads(Function):

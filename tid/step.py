@@ -75,7 +75,7 @@ class TrainStep:
         self.metrics = torch.zeros(window, len(COLUMNS), device=device)
         self.token_seen = torch.zeros(vocabulary, dtype=torch.int64, device=device)
         self.token_drops = torch.zeros(vocabulary, dtype=torch.int64, device=device)
-        self.last_scores = torch.zeros(batch_size, batches.context, device=device)  # for histograms
+        self.last_scores = torch.full((batch_size, batches.context), torch.nan, device=device)  # for histograms
         caches = cached(dropout.scorer) and self.host_bands.any()
         self.cache = ScoreCache(dropout, mode, batches) if caches else None
         self.score_watch = Stopwatch(device)

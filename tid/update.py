@@ -60,8 +60,12 @@ class Update:
         return self.model.embed_tokens.weight.detach()
 
     def backward(self, objective: Tensor, micro: int, last: bool = True) -> None:
-        """Add the gradient of micro-batch number `micro`'s share of the loss; `last`: no other follows."""
+        """Add the gradient of micro-batch number `micro`'s share of the loss; `last`: no other follows. What a step
+        that drops nothing does not use has the gradient 0, so that all parameters are updated equally often."""
         (objective * self.scale).backward()
+        if last:
+            for p in self.learned.values():
+                p.grad = torch.zeros_like(p) if p.grad is None else p.grad
 
     @torch.no_grad()
     def __call__(self, objective: Tensor, lr: Tensor, step: Tensor) -> Tensor:
