@@ -3,7 +3,7 @@ import torch
 from tiny import CONTEXT, EOT, VOCAB, build, options, tiny_model, tiny_shape, window
 from torch import nn
 
-from tid.drop_modes import Batch, fill, plain_loss
+from tid.drop_modes import Batch, all_nats, fill, plain_loss
 from tid.model import token_nats
 from tid.precision import autocast
 
@@ -33,8 +33,13 @@ def batch_of(keep: torch.Tensor, tokens=None, targets=None) -> Batch:
     return Batch(tokens, targets, keep, int(keep.sum(dim=1).max()))
 
 
+def seen(mode, model, batch: Batch) -> Batch:
+    """The batch as the step gives it to the mode."""
+    return batch._replace(nats=all_nats(model, batch.tokens, batch.targets)) if mode.sees_all else batch
+
+
 def loss_of(mode, model, batch, value: float | None = None):
-    return mode.loss(model, batch, learned_by(mode, value=value))
+    return mode.loss(model, seen(mode, model, batch), learned_by(mode, value=value))
 
 
 # -------------------------------------------------------------------------------- every mode
@@ -49,7 +54,7 @@ def test_loss_is_two_float32_scalars_with_gradients(model, option):
         before = [t.clone() for t in batch[:3]]
         learned = learned_by(mode)
         with autocast(precision, CPU):
-            objective, nats = mode.loss(model, batch, learned)
+            objective, nats = mode.loss(model, seen(mode, model, batch), learned)
         assert objective.shape == nats.shape == ()
         assert objective.dtype == nats.dtype == torch.float32
         objective.backward()
@@ -70,7 +75,7 @@ def test_whole_rows_dropped_stay_finite(option, kept, precision):
     for batch in (batch_of(keep), batch_of(keep[1:], *window(3))):
         learned = learned_by(mode)
         with autocast(precision, CPU):
-            loss = mode.loss(model, batch, learned)
+            loss = mode.loss(model, seen(mode, model, batch), learned)
         gradients = torch.autograd.grad(loss.objective, [*model.parameters(), *learned.parameters()])
         assert loss.objective.isfinite()
         assert loss.nats.isfinite()

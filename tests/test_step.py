@@ -19,6 +19,7 @@ from tiny import (
 )
 
 from tid.drop_modes import DropMode, Loss, plain_loss
+from tid.flat import flat_update
 from tid.step import COLUMNS
 
 OPTIMIZERS = ["adamw", "muon"]
@@ -194,6 +195,32 @@ def test_metrics_are_a_ring_of_rows():
     assert torch.equal(step.metrics, reference.metrics[[4, 5, 2, 3]])
     assert step.step == 6
     assert (step.metrics[:, names["dropped"]] < step.metrics[:, names["droppable"]]).all()
+
+
+@pytest.mark.parametrize("flat", [False, True])
+@pytest.mark.parametrize("mode", ["loss_mask", "mask_aux"])
+@pytest.mark.parametrize("scorer", ["entropy", "surprisal", "logit_error", "attention_mass"])
+def test_a_pass_that_sees_all_is_the_scoring_pass_too(scorer, mode, flat):
+    """Twice the same, once with a scoring pass of its own."""
+    steps = []
+    for beside in (True, False):
+        step = tiny_step(scorer=scorer, mode=mode, schedule="linear_decay", accumulate_steps=2)
+        if flat:
+            make = flat_update(step.optim, step.model)
+            step.updating = make(step.model, step.learned, step.optim, "fp32", True, False)
+        assert step.scores_beside
+        step.scores_beside = beside
+        steps.append(run(step, 8))
+    shared, own = steps
+    torch.testing.assert_close(shared.metrics, own.metrics, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(shared.last_scores, own.last_scores, atol=1e-4, rtol=1e-3)
+    assert shared.metrics[:, COLUMNS.index("dropped")].any()
+    assert shared.score_flops == 0 < own.score_flops
+
+
+@pytest.mark.parametrize(("scorer", "mode"), [("entropy", "zero"), ("grad_norm", "mask_aux"), ("random", "loss_mask")])
+def test_no_other_pass_is_the_scoring_pass(scorer, mode):
+    assert not tiny_step(scorer=scorer, mode=mode).scores_beside
 
 
 def test_scoring_is_timed():

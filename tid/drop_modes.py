@@ -8,8 +8,8 @@ A drop mode is a component with
     check(shape)                          does it fit the model?
 
 and the declarations `exact_counts`: does it need to know beforehand how many tokens a row keeps (tid.lengths)?
-`sees_all`: does its first pass see all tokens as they are? and `whole_loss`: is the loss of that pass the mean over all
-predictions? Evaluation never comes here: it calls the model itself.
+`sees_all`: does its first pass see all tokens as they are, so that they can be scored by it? and `whole_loss`: is the
+loss of that pass the mean over all predictions? Evaluation never comes here: it calls the model itself.
 
 With several processes each has the loss of its own rows, and their mean is what is minimised: a loss that divides by
 anything but the number of predictions has to divide by its mean over the processes (`tid.distributed.mean`).
@@ -34,12 +34,14 @@ class Loss(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """tokens, targets (B, T) int64; keep (B, T) bool; kept_max: no row keeps more tokens than this."""
+    """tokens, targets (B, T) int64; keep (B, T) bool; kept_max: no row keeps more tokens than this; nats (B, T):
+    what `all_nats` is of them, for modes that see all."""
 
     tokens: Tensor
     targets: Tensor
     keep: Tensor
     kept_max: int
+    nats: Tensor | None = None
 
 
 def fill(x: Tensor, keep: Tensor, vector: Tensor | float) -> Tensor:
@@ -47,9 +49,14 @@ def fill(x: Tensor, keep: Tensor, vector: Tensor | float) -> Tensor:
     return torch.where(keep[..., None], x, vector)
 
 
+def all_nats(model: Decoder, tokens: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy (B, T) of every prediction with nothing dropped."""
+    return model.nats(model.layers(model.embed(tokens)), targets)
+
+
 def plain_loss(model: Decoder, tokens: Tensor, targets: Tensor) -> Loss:
     """Mean next-token cross-entropy with nothing dropped: the baseline, and every mode at rate 0."""
-    nats = model.nats(model.layers(model.embed(tokens)), targets).mean()
+    nats = all_nats(model, tokens, targets).mean()
     return Loss(nats, nats)
 
 
@@ -174,7 +181,7 @@ class LossMask(DropMode):
     whole_loss: ClassVar = False
 
     def loss(self, model: Decoder, batch: Batch, learned: nn.ParameterDict) -> Loss:
-        nats = model.nats(model.layers(model.embed(batch.tokens)), batch.targets)
+        nats = batch.nats
         # the token at position t+1 is the target at t; the last target is no input and is always kept
         kept = torch.cat((batch.keep[:, 1:], torch.ones_like(batch.keep[:, :1])), dim=1)
         count = distributed.mean(kept.sum())  # as if one process had the whole batch
@@ -197,6 +204,6 @@ class MaskAux(DropMode):
         return 2 * super().flops(shape, context, kept_max)
 
     def loss(self, model: Decoder, batch: Batch, learned: nn.ParameterDict) -> Loss:
-        clean = plain_loss(model, batch.tokens, batch.targets).nats
+        clean = batch.nats.mean()
         masked = filled_loss(model, batch, learned["mask_vector"] if self.fill == "mask_token" else 0.0)
         return Loss(clean + self.weight * masked, clean)

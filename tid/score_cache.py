@@ -76,19 +76,6 @@ class ScoreCache:
             torch.where(droppable & known, ages, 0).sum(),
         )
 
-    @contextmanager
-    def watching(self, updating: Update, tokens: Tensor, targets: Tensor, samples: Tensor) -> Iterator["Watch"]:
-        """Score the tokens of the passes within: gives the Watch that does."""
-        model = updating.compute
-        noise = self.dropout.uniform(randomness.SCORES, samples, tokens.shape[1])
-        evidence = replace(self.dropout.evidence(model, tokens, targets, updating.table()), noise=noise)
-        watch = Watch(self.dropout, evidence, model.shape.num_layers, updating.beside)
-        model.observe(watch)
-        try:
-            yield watch
-        finally:
-            model.observe(None)
-
     @torch.no_grad()
     def store(self, samples: Tensor, scores: Tensor, keep: Tensor | None, step: Tensor) -> None:
         """Keep the scores (B, T) of samples (B,), of a pass that dropped what `keep` says, None for nothing. A score
@@ -113,6 +100,22 @@ class ScoreCache:
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         self.scores.copy_(state["scores"])
         self.taken.copy_(state["taken"])
+
+
+@contextmanager
+def watching(
+    dropout: TokenDropout, updating: Update, tokens: Tensor, targets: Tensor, samples: Tensor, beside: Any
+) -> Iterator["Watch"]:
+    """Have the passes within watched: gives the Watch that scores their tokens."""
+    model = updating.compute
+    noise = dropout.uniform(randomness.SCORES, samples, tokens.shape[1])
+    evidence = replace(dropout.evidence(model, tokens, targets, updating.table()), noise=noise)
+    watch = Watch(dropout, evidence, model.shape.num_layers, beside)
+    model.observe(watch)
+    try:
+        yield watch
+    finally:
+        model.observe(None)
 
 
 class Watch:
@@ -157,9 +160,9 @@ class Watch:
             self.found = self.dropout.from_logits(shaped, vocabulary, self.e)
 
     @torch.no_grad()
-    def scores(self, per_loss: Tensor, gradient: Tensor | None) -> Tensor:
-        """Scores (B, T), after the backward pass. per_loss: what turns its gradients into those of the summed loss;
-        gradient: that of the embeddings, where the update knows it."""
+    def scores(self, per_loss: Tensor | None = None, gradient: Tensor | None = None) -> Tensor:
+        """Scores (B, T); those of gradients after the backward pass. per_loss: what turns its gradients into those of
+        the summed loss; gradient: that of the embeddings, where the update knows it."""
         needs = self.dropout.scorer.needs
         if needs == "logits":
             return self.found

@@ -8,7 +8,7 @@ that gather, how many tokens a row can keep. On CUDA the step is compiled and ca
 
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from tid import distributed
 from tid.capture import Graph, fuse, to_cpu
 from tid.data.batches import Batches
-from tid.drop_modes import Batch, DropMode, Loss, plain_loss
+from tid.drop_modes import Batch, DropMode, Loss, all_nats, plain_loss
 from tid.dropout import Choice, TokenDropout, cached, score_flops
 from tid.flat import make_update
 from tid.lengths import KeptLengths
 from tid.model import Decoder
 from tid.precision import autocast
-from tid.score_cache import Recalled, ScoreCache
+from tid.score_cache import Recalled, ScoreCache, Watch, watching
 from tid.timing import Stopwatch
 
 COUNTS = ("dropped", "droppable", "bad_rows", "unscored", "score_ages")
@@ -36,7 +36,7 @@ class TrainStep:
     """Model, optimizers and everything else that a step changes; call it once per update.
 
     `fast` (CUDA only) compiles the model block by block and captures the step, and with AdamW keeps the weights flat;
-    without it the same code runs eagerly on any device.
+    without it the same code runs eagerly on any device. `scores_beside`: the mode's own first pass tells the scores.
     """
 
     TENSORS = ("step", "token_seen", "token_drops")
@@ -78,6 +78,7 @@ class TrainStep:
         self.last_scores = torch.full((batch_size, batches.context), torch.nan, device=device)  # for histograms
         caches = cached(dropout.scorer) and self.host_bands.any()
         self.cache = ScoreCache(dropout, mode, batches) if caches else None
+        self.scores_beside = not self.cache and mode.sees_all and dropout.scorer.needs in ("logits", "attention")
         self.score_watch = Stopwatch(device)
         self.train_flops = self.score_flops = 0.0
         self.fast, self.graphs, self.pool = fast, {}, None
@@ -118,11 +119,8 @@ class TrainStep:
     def plan(self, step: int) -> tuple[bool, int]:
         """Does `step` drop, and what is the most tokens a row of its batch can keep? Host only, no device read."""
         self.batches.load_orders(step * self.samples, self.samples)
-        if self.host_bands[step, 1] == 0:
-            return False, self.batches.context
-        if not self.lengths:
-            return True, self.batches.context
-        return True, self.lengths(step)
+        drops = bool(self.host_bands[step, 1] > 0)
+        return drops, self.lengths(step) if drops and self.lengths else self.batches.context
 
     def __call__(self, step: int) -> None:
         """Do update number `step`; steps come in order, from the one that the device counter holds."""
@@ -130,7 +128,7 @@ class TrainStep:
         (self.replay if self.fast else self.update)(drops, kept_max)
         shape, context = self.model.shape, self.batches.context
         self.train_flops += self.samples * (self.mode if drops else PLAIN).flops(shape, context, kept_max)
-        if drops and not self.cache:
+        if drops and not self.cache and not self.scores_beside:
             self.score_flops += self.samples * score_flops(shape, context, self.dropout.scorer.needs)
 
     def replay(self, drops: bool, kept_max: int) -> None:
@@ -180,15 +178,14 @@ class TrainStep:
         objective = torch.zeros((), device=self.device)
         for micro in range(self.accumulate_steps):
             samples, tokens, targets = self.micro_batch(micro)
-            keep, counts = self.choose(tokens, targets, samples) if drops else (None, self.none_dropped(tokens))
-            mine = [None if x is None else x[self.mine] for x in (tokens, targets, samples, keep)]
-            watching = self.cache.watching(self.updating, *mine[:3]) if self.cache else nullcontext()
-            with watching as watch, autocast(self.precision, self.device):
-                loss = self.loss(*mine[:2], mine[3], kept_max)
+            mine = [x[self.mine] for x in (tokens, targets, samples)]
+            with self.watching(drops, *mine) as watch, autocast(self.precision, self.device):
+                nats = all_nats(self.updating.compute, *mine[:2]) if drops and self.scores_beside else None
+                keep, counts = self.choose(tokens, samples, mine, watch) if drops else (None, self.none_dropped(tokens))
+                loss = self.loss(*mine[:2], keep, kept_max, nats)
             last = micro == self.accumulate_steps - 1
-            parts = self.accumulate_steps * distributed.number()
-            self.updating.backward(loss.objective / parts, micro, last)
-            if watch:
+            self.updating.backward(loss.objective / (self.accumulate_steps * distributed.number()), micro, last)
+            if self.cache:
                 predictions = self.samples * self.batches.context  # the loss is their mean
                 scores = watch.scores(predictions / self.updating.scale, self.updating.input_gradient)
                 scores = distributed.gather_rows(scores)
@@ -196,11 +193,22 @@ class TrainStep:
             self.tally(objective, totals, Loss(loss.objective.detach(), loss.nats.detach()), counts)
         return objective, totals
 
-    def loss(self, tokens: Tensor, targets: Tensor, keep: Tensor | None, kept_max: int) -> Loss:
-        """The loss of this process's rows; keep is None in a step that drops nothing."""
+    def watching(self, drops: bool, *mine: Tensor) -> AbstractContextManager:
+        """The context in which passes on tokens, targets and samples `mine` are watched, if they tell the scores."""
+        if self.cache:
+            return watching(self.dropout, self.updating, *mine, self.updating.beside)
+        if drops and self.scores_beside:  # and needs them at once
+            return watching(self.dropout, self.updating, *mine, lambda *read: nullcontext())
+        return nullcontext()
+
+    def loss(self, tokens: Tensor, targets: Tensor, keep: Tensor | None, kept_max: int, nats: Tensor | None) -> Loss:
+        """The loss of this process's rows; keep, of all rows, is None in a step that drops nothing."""
+        model = self.updating.compute
         if keep is None:
-            return plain_loss(self.updating.compute, tokens, targets)
-        return self.mode.loss(self.updating.compute, Batch(tokens, targets, keep, kept_max), self.learned)
+            return plain_loss(model, tokens, targets)
+        if nats is None and self.mode.sees_all:
+            nats = all_nats(model, tokens, targets)
+        return self.mode.loss(model, Batch(tokens, targets, keep[self.mine], kept_max, nats), self.learned)
 
     def micro_batch(self, micro: int) -> tuple[Tensor, Tensor, Tensor]:
         """Samples (B,), tokens and targets (B, T) of a micro-batch."""
@@ -224,16 +232,17 @@ class TrainStep:
         self.metrics.index_copy_(0, (self.step % len(self.metrics))[None], row[None])
         self.step += 1
 
-    def choose(self, tokens: Tensor, targets: Tensor, samples: Tensor) -> tuple[Tensor, Tensor]:
-        """Keep mask (B, T) and COUNTS (5,) float32, all of the whole batch: each process scores its own rows, and all
-        choose together."""
+    def choose(self, tokens: Tensor, samples: Tensor, mine: list[Tensor], watch: Watch | None) -> tuple[Tensor, Tensor]:
+        """Keep mask (B, T) and COUNTS (5,) float32, of the whole batch: each process scores its own rows, `mine`, and all
+        choose together. mine, watch: see `watching`."""
         recalled = None
         with self.score_watch, autocast(self.precision, self.device):
             if self.cache:
                 recalled = self.cache.recall(tokens, samples, self.step)
                 scores = recalled.scores
+            elif self.scores_beside:
+                scores = distributed.gather_rows(watch.scores())
             else:
-                mine = (x[self.mine] for x in (tokens, targets, samples))
                 table = self.updating.table()
                 scores = distributed.gather_rows(self.dropout.scores(self.updating.scoring, *mine, table))
             choice = self.dropout.choose(scores, tokens, self.now(self.bands), samples)
