@@ -233,8 +233,8 @@ class TrainStep:
         self.step += 1
 
     def choose(self, tokens: Tensor, samples: Tensor, mine: list[Tensor], watch: Watch | None) -> tuple[Tensor, Tensor]:
-        """Keep mask (B, T) and COUNTS (5,) float32, of the whole batch: each process scores its own rows, `mine`, and all
-        choose together. mine, watch: see `watching`."""
+        """Keep mask (B, T) and COUNTS (5,) float32 of the whole batch: each process scores its own rows and all choose
+        together. mine, watch: see `watching`."""
         recalled = None
         with self.score_watch, autocast(self.precision, self.device):
             if self.cache:
