@@ -237,6 +237,15 @@ def test_captured_modes_train_as_eager_ones(mode, schedule):
 
 @gpu
 @pytest.mark.gpu
+@pytest.mark.parametrize("mode", ["loss_mask", "mask_aux"])
+@pytest.mark.parametrize("scorer", ["entropy", "attention_mass"])
+def test_captured_scores_of_the_training_pass_are_eager_ones(scorer, mode):
+    settings = {"scorer": scorer, "mode": mode, "schedule": 0.3}
+    assert_alike(losses(**settings, fast=True)[0], losses(**settings)[0])
+
+
+@gpu
+@pytest.mark.gpu
 @pytest.mark.parametrize("selector", ["lowest", "highest", "sampled", "threshold"])
 def test_captured_selectors_train_as_eager_ones(selector):
     settings = {"scorer": "unigram", "selector": selector, "schedule": 0.3}
