@@ -2,6 +2,7 @@
 
     ranks.py steps FILE DEVICE CASE ...          train CASES together; rank 0 writes what became of them
     ranks.py stop STEP SETTING ...               tid.train; after STEP steps rank 1 sends torchrun a SIGTERM
+    ranks.py warn STEP SETTING ...               tid.train; after STEP steps rank 1 gets a SIGUSR2
     ranks.py fail STEP SETTING ...               tid.train; after STEP steps rank 1 raises RuntimeError
 """
 
@@ -85,7 +86,7 @@ def train(after: int, what: str) -> None:
         if step + 1 == after and distributed.rank() == 1:
             if what == "fail":
                 raise RuntimeError("no such luck")
-            os.kill(os.getppid(), signal.SIGTERM)
+            os.kill(*((os.getpid(), signal.SIGUSR2) if what == "warn" else (os.getppid(), signal.SIGTERM)))
         if step + 1 >= after:
             time.sleep(0.5)  # or a fast machine is done before the signal comes
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 
-from tid import job
-from tid.config import build, check, plain
+from tid import checkpoint, job
+from tid.config import build, check, coerced, plain
 from tid.logs import read_metrics
 
 CONF = str(Path(__file__).resolve().parent.parent / "conf")
@@ -40,9 +40,20 @@ def settings(folder: Path, *more: str) -> list[str]:
 def train(folder: Path, *more: str) -> Path:
     """Train a tiny run and return its folder."""
     with initialize_config_dir(CONF, version_base="1.3"):
-        config = plain(compose("train", settings(folder, *more)))
-    config.pop("hydra", None)
+        config = coerced(plain(compose("train", settings(folder, *more))))
     return job.train(config, check(config), build(config), overrides=list(more))
+
+
+def tell_of_another_text(run: Path) -> None:
+    """Have the files of a run say that its training text was another."""
+    last = run / "checkpoints/last.pt"
+    state = checkpoint.load(last)
+    state["run"]["data"]["train.jsonl"] = "0" * 64
+    checkpoint.save({key: value for key, value in state.items() if key != "format"}, last)
+    if (run / "summary.json").exists():
+        summary = read(run, "summary.json")
+        summary["data"]["train.jsonl"] = "0" * 64
+        (run / "summary.json").write_text(json.dumps(summary))
 
 
 def metrics(run: Path) -> list[dict]:

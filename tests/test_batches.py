@@ -3,6 +3,7 @@ import pytest
 import torch
 from tiny import CONTEXT, CPU, EOT, tiny_text
 
+from tid.config import ConfigError
 from tid.data.batches import Batches, count_in_windows
 
 
@@ -77,7 +78,7 @@ def test_a_batch_of_several_epochs_reads_them_in_their_own_orders_or_is_refused(
     one_by_one = [starts(make(text, context=10), sample, 1)[0] for sample in range(12)]
     try:
         together = starts(make(text, context=10), 0, 12)
-    except ValueError as error:
+    except ConfigError as error:
         assert "sequences" in str(error)
     else:
         assert together == one_by_one
@@ -130,7 +131,7 @@ def test_protected_counts_are_those_of_the_inputs():
 
 
 def test_text_shorter_than_one_sequence_is_refused():
-    with pytest.raises(ValueError, match=r"10 tokens, fewer than one sequence of context 10 \+ 1"):
+    with pytest.raises(ConfigError, match=r"10 tokens, fewer than one sequence of context \(10\) \+ 1"):
         make(counting(10), context=10)
     make(counting(11), context=10)
 

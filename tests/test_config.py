@@ -14,14 +14,17 @@ from tid.config import (
     build,
     canonical,
     check,
+    coerced,
     doubts,
     instantiate,
     plain,
+    run_folder,
     run_hash,
     run_slug,
     snake_case,
 )
 from tid.messages import keys_of
+from tid.pin import pin
 
 CONF = Path(__file__).parents[1] / "conf"
 MAINS = sorted(path.stem for path in CONF.glob("*.yaml"))
@@ -148,6 +151,16 @@ def test_check_accepts_numbers_as_names_and_whole_floats_as_counts(reference):
     assert run.name == "7" and run.total_steps == 100_000 and isinstance(run.total_steps, int)
 
 
+def test_what_yaml_takes_for_another_type_becomes_the_schema_s(reference):
+    assert coerced(reference) == reference and list(coerced(reference)) == list(reference)
+    given = {"name": 2024, "output_dir": 7, "question": 1.5, "total_steps": 1e5, "seed": "3", "dry_run": "no"}
+    found = coerced(reference | given)
+    assert [found[key] for key in given] == ["2024", "7", "1.5", 100_000, 3, False]
+    assert run_folder(found) == Path("7", "2024", f"{run_slug(found)}-{run_hash(found)}")
+    with pytest.raises(ConfigError, match="name: wanted letters"):
+        coerced(reference | {"name": "a b"})
+
+
 def test_baseline_may_protect_everything(reference):
     assert check({**composed("drop_schedule=none"), "protect_first": 128}).protect_first == 128
 
@@ -234,6 +247,29 @@ def test_hash_ignores_key_order_whole_floats_and_neutral_keys(reference):
     assert run_hash(changed(reference, "optim.clip_norm", 1)) == run_hash(reference)
     for key in NEUTRAL:
         assert run_hash({**reference, key: "another"}) == run_hash(reference)
+
+
+def test_a_text_of_ones_own_is_its_content_wherever_it_lies(tmp_path, monkeypatch):
+    for name, text in {"one": '"a"', "copy": '"a"', "other": '"b"'}.items():
+        (tmp_path / f"{name}.jsonl").write_text(text)
+
+    def config(train, val=None) -> dict:
+        return composed("data=jsonl", f"data.train={train}", f"data.val={val or 'null'}")
+
+    def hashed(*files) -> str:
+        return run_hash(config(*files))
+
+    monkeypatch.chdir(tmp_path)
+    one = hashed(tmp_path / "one.jsonl")
+    assert one == hashed("one.jsonl") == hashed("copy.jsonl") != hashed("other.jsonl")
+    assert len({hashed("one.jsonl", val) for val in (None, "other.jsonl", "copy.jsonl", "absent.jsonl")}) == 4
+    pinned = pin(config("copy.jsonl", "absent.jsonl"))
+    assert pinned["data"]["train"].startswith("copy.jsonl@sha256:") and pinned["data"]["val"] == "absent.jsonl"
+    before = hashed("copy.jsonl", "absent.jsonl")
+    (tmp_path / "copy.jsonl").write_text('"changed"')
+    assert run_hash(pinned) == before != hashed("copy.jsonl", "absent.jsonl") and pin(pinned) == pinned
+    (tmp_path / "copy.jsonl").unlink()
+    assert run_hash(pinned) == before
 
 
 def test_hash_heeds_every_other_key(reference):

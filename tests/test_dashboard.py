@@ -48,6 +48,8 @@ def made_with(folder, **tracker):
 
 
 def test_it_finds_where_the_runs_are_and_refuses_a_sweep_without(tmp_path):
+    with pytest.raises(ConfigError, match="no_such_sweep is not there"):
+        dashboard.place(tmp_path / "no_such_sweep", None)
     with pytest.raises(ConfigError, match="tracker=wandb"):
         dashboard.place(tmp_path, None)
     made_with(tmp_path)

@@ -122,6 +122,17 @@ def test_a_run_is_stopped_and_resumed_by_any_number_of_processes(finished, tmp_p
     assert runs.read(run, "summary.json")["device"].startswith("2 x ")
 
 
+def test_a_warning_of_the_time_limit_to_one_process_saves_and_stops_all(tmp_path):
+    """SIGUSR2, which SLURM sends to every process of a job and torchrun to none unless asked to."""
+    warned = torchrun(RANKS, "warn", "3", *runs.settings(tmp_path, "checkpoint_every=12"))
+    assert warned.returncode != 0
+    (run,) = (tmp_path / "outputs" / "reference").iterdir()
+    status = runs.read(run, "status.json")
+    assert status["state"] == "preempted" and status["reason"].startswith("stopped by signal 12 at"), status
+    assert 3 <= status["step"] < 12 and warned.stderr.count("stopped by signal 12 at step") == 1
+    assert checkpoint.load(run / "checkpoints/last.pt")["run"]["done"] == status["step"]
+
+
 @pytest.mark.slow
 def test_an_error_of_one_process_ends_all_and_is_told_once(tmp_path):
     failed = torchrun(RANKS, "fail", "3", *runs.settings(tmp_path))

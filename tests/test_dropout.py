@@ -1,12 +1,15 @@
 import math
+from pathlib import Path
 
 import pytest
 import torch
-from tiny import CONTEXT, EOT, build, options, tiny_dropout, tiny_shape, window
+from tiny import CONTEXT, EOT, build, options, tiny_dropout, tiny_model, tiny_shape, window
 
+from tid import scorers
 from tid.config import ConfigError
 from tid.dropout import check_combination, score_flops
 
+ROOT = Path(__file__).parents[1]
 SAMPLES = torch.arange(4)
 EXACT = [name for name in options("selector") if build("selector", name).exact]
 
@@ -136,6 +139,20 @@ def check(scorer="entropy", selector="lowest", mode="zero", schedule="constant",
     schedule = build("drop_schedule", schedule) if isinstance(schedule, str) else schedule
     mode = build("drop_mode", mode) if isinstance(mode, str) else mode
     check_combination(scorer, build("selector", selector), mode, schedule, tiny_shape(), protect_first)
+
+
+def test_the_scorer_of_the_readme_works_and_is_refused_where_the_first_position_has_no_score():
+    code = (ROOT / "README.md").read_text(encoding="utf-8").partition("```python\n")[2].partition("```")[0]
+    names = vars(scorers).copy()
+    exec(code, names)
+    margin = names["Margin"](of="predicted")
+    tokens, targets = window()
+    scores = tiny_dropout(scorer=margin).scores(tiny_model(), tokens, targets, SAMPLES)
+    assert (scores[:, 0] == 0).all() and (scores[:, 1:] < 0).all()  # unprotected, the first would always be kept
+    check(margin, protect_first=1)
+    check(names["Margin"](of="predicting"), protect_first=0)
+    with pytest.raises(ValueError, match="of=predicted has no score for the first position"):
+        check(margin, protect_first=0)
 
 
 def test_every_combination_on_disk_is_allowed_but_skip_with_threshold():

@@ -88,6 +88,28 @@ def test_documents_by_themselves_leave_out_the_end_of_text_tokens(run, found):
     assert figures(run, protocol="document", stride=4, training_gap=False)["loss"] != alone["loss"]
 
 
+@pytest.mark.parametrize("kept", ["data", "summary"])  # older exports have the text's checksums in the summary alone
+def test_a_text_that_has_changed_is_not_called_the_runs_own(run, exported, kept):
+    file = exported / "tid.json"
+    before = file.read_bytes()
+    record = json.loads(before)
+    assert record["data"] == record["summary"]["data"]
+    data = record["data"] | {"val.jsonl": "0" * 64}
+    record |= {"data": data} if kept == "data" else {"data": None, "summary": record["summary"] | {"data": data}}
+    file.write_text(json.dumps(record))
+    try:
+        with pytest.raises(ConfigError, match=r"another text: val.jsonl changed since.\n.*data=builtin"):
+            figures(run, exported)
+        assert figures(run, exported, data=build("data", "jsonl", **source_of(run)))["documents"] == 8
+    finally:
+        file.write_bytes(before)
+
+
+def source_of(run) -> dict:
+    home = run.parents[2]
+    return {"train": f"{home}/train.jsonl", "val": f"{home}/val.jsonl"}
+
+
 def test_another_text_has_no_gap_and_says_whose_counts(run, tmp_path):
     runs.write_texts(tmp_path)
     source = build("data", "jsonl", train=f"{tmp_path}/val.jsonl", val=f"{tmp_path}/train.jsonl")

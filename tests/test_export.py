@@ -9,6 +9,7 @@ import torch
 from safetensors import safe_open
 
 from tid.config import ConfigError
+from tid.data.errors import DataError
 from tid.data.tokenizer import EOT, VOCABULARY, encode, load_tokenizer
 from tid.export import FILES, ExportConfig, export
 from tid.generation import generate
@@ -105,6 +106,7 @@ def test_the_card_has_data_configuration_metrics_and_both_commands(folder, run):
     assert f"| perplexity | {summary['best']['val_perplexity']:.4f} |" in card
     assert f"| bits per UTF-8 byte | {summary['best']['val_bpb']:.4f} |" in card
     assert summary["data"]["text"] in card and summary["data"]["train.jsonl"] in card
+    assert f"```\npython -m tid.train {' '.join(SHAPE)}\n# commit " in card  # the settings that runs.train was given
     assert "## Training command" in card and "_target_: tid.scorers.Entropy" in card
     assert f"python -m tid.export checkpoint={run} to={folder}" in card
     assert "context: 16" in card and "output_dir" not in card  # where it ran is nobody's business
@@ -152,7 +154,7 @@ def test_a_failure_leaves_what_was_there(folder, run, tmp_path, monkeypatch):
         raise OSError("No space left on device")
 
     monkeypatch.setattr("tid.card.card", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(DataError, match="copy could not be written: No space left"):
         exported(run, to, overwrite=True, tokenizer_dir=run.parents[2] / "tokenizer")
     assert {path.name: path.read_bytes() for path in to.iterdir()} == before
     assert [path.name for path in tmp_path.iterdir()] == ["copy"]

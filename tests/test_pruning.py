@@ -6,24 +6,34 @@ import pytest
 import runs
 import yaml
 
+from tid.config import ConfigError
 from tid.logs import read_status
 from tid.pruning import MedianRule, NoPruner
 
 CONFIG = {
-    "data": {"_target_": "x"}, "context": 16, "total_steps": 100,
+    "data": {"_target_": "x"}, "context": 16, "batch_size": 8, "accumulate_steps": 2, "total_steps": 100,
     "scorer": {"_target_": "tid.scorers.Entropy"}, "drop_schedule": {"_target_": "tid.schedules.Constant"},
 }  # fmt: skip
 RULE = MedianRule(warmup_steps=20, min_siblings=3)
 
 
+def validation(step: int, loss: float) -> dict:
+    """A row: the loss of the even documents, and what must not decide, which would say the opposite."""
+    return {"step": step, "val_select_loss": loss, "val_report_loss": -loss, "val_loss": -loss, "val_bpc": -loss}
+
+
 def run_with(folder, name: str, curve: dict[int, float], **changes):
-    """A run's folder with validations, step → bpc."""
+    """A run's folder with validations, step → loss of the even documents."""
     run = folder / name
     (run / "logs").mkdir(parents=True)
-    rows = [{"step": 5, "train_loss": 1.0}, *({"step": step, "val_bpc": bpc} for step, bpc in curve.items())]
-    (run / "logs/metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rows = [{"step": 5, "train_loss": 1.0}, *(validation(step, loss) for step, loss in curve.items())]
+    write_rows(run, rows)
     (run / "config.yaml").write_text(yaml.safe_dump(CONFIG | changes))
     return run
+
+
+def write_rows(run, rows: list[dict]) -> None:
+    (run / "logs/metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 @pytest.fixture
@@ -37,7 +47,9 @@ def four(tmp_path):
 
 def test_above_the_median_of_the_best_so_far_is_stopped(four):
     why = RULE.verdict(CONFIG, four, {"step": 20})
-    assert why == "best validation bpc 1.3000 at step 20 is above the median 1.2000 of 3 siblings"
+    assert why == (
+        "best validation loss 1.3000 nats up to step 20 is above the median 1.2000 of 3 siblings, on the even documents"
+    )
     assert RULE.verdict(CONFIG, four.parent / "b", {"step": 20}) is None  # others: 1.0, 1.3, 1.4
     assert NoPruner().verdict(CONFIG, four, {"step": 20}) is None
 
@@ -58,15 +70,20 @@ def test_neither_early_nor_on_little_evidence(four):
 
 def test_only_runs_of_the_same_data_and_budget_that_came_as_far_are_siblings(four):
     folder = four.parent
-    run_with(folder, "shorter", {20: 9.0}, total_steps=50)
-    run_with(folder, "other text", {20: 9.0}, data={"_target_": "y"})
+    others = {"data": {"_target_": "y"}, "context": 32, "batch_size": 64, "accumulate_steps": 1, "total_steps": 50}
+    for key, value in others.items():
+        run_with(folder, f"other {key}", {20: 9.0}, **{key: value})
     run_with(folder, "behind", {10: 9.0})
+    old = run_with(folder, "old", {20: 9.0})  # begun by a version that did not log the even documents' loss
+    write_rows(old, [{"step": 10, "val_loss": 9.0, "val_bpc": 9.0}, validation(20, 9.0)])
     (folder / "torn").mkdir()
     (folder / "torn/config.yaml").write_text("{")
-    assert RULE.verdict(CONFIG, four, {"step": 20}).endswith("1.2000 of 3 siblings")
+    assert "1.2000 of 3 siblings" in RULE.verdict(CONFIG, four, {"step": 20})
+    write_rows(four, [{"step": 10, "val_loss": 9.0, "val_bpc": 9.0}, validation(20, 1.3)])
+    assert RULE.verdict(CONFIG, four, {"step": 20}) is None  # its own best is not known
 
 
-def test_a_run_that_loses_ends_as_pruned_and_goes_on_without_the_rule(tmp_path):
+def test_a_run_that_loses_ends_as_pruned_and_goes_on_without_the_rule(tmp_path, capsys):
     loser = ["optim.lr=1e-9", "scorer=entropy"]
     for seed in range(2):
         runs.train(tmp_path, f"seed={seed}", "optim.lr=1e-2")
@@ -75,5 +92,13 @@ def test_a_run_that_loses_ends_as_pruned_and_goes_on_without_the_rule(tmp_path):
     status = read_status(run)
     assert status["state"] == "pruned" and status["step"] == 8 and "median" in status["reason"]
     assert not (run / "summary.json").exists() and runs.metrics(run)[-1]["step"] == 8
+    assert (runs.train(tmp_path, *loser, *rule), read_status(run)) == (run, status)  # once more: it has ended
+    assert f"pruned already at step 8: {run}" in capsys.readouterr().err
+    last = run / "checkpoints/last.pt"
+    before = last.read_bytes()
+    runs.tell_of_another_text(run)
+    with pytest.raises(ConfigError, match="another text: train.jsonl changed since"):
+        runs.train(tmp_path, *loser, *rule)
+    last.write_bytes(before)
     assert runs.train(tmp_path, *loser) == run and read_status(run)["state"] == "done"  # the same run, to its end
     assert read_status(runs.train(tmp_path, "scorer=random", "optim.lr=1e-9", *rule))["state"] == "done"

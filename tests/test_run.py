@@ -206,7 +206,30 @@ def test_impossible_combinations_are_refused_before_anything_is_written(tmp_path
         runs.train(tmp_path, "drop_mode=skip")
     with pytest.raises(ConfigError, match="low must be at most rate"):
         runs.train(tmp_path, "drop_schedule=uniform", "drop_schedule.low=0.9")
+    with pytest.raises(ConfigError, match="model.vocab_size: wanted at least the tokenizer's 50,257, got 1,000"):
+        runs.train(tmp_path, "model.vocab_size=1000")
     assert not (tmp_path / "outputs").exists() and not (tmp_path / "data").exists()
+
+
+def test_an_optimizer_that_is_not_installed_is_refused_before_anything_is_written(tmp_path, monkeypatch):
+    from tid.config import ConfigError
+
+    monkeypatch.setitem(sys.modules, "torchao.optim", None)  # as if it were missing
+    with pytest.raises(ConfigError, match=r"AdamW8bit needs torchao, .*: pip install 'tid\[lowbit\]'"):
+        runs.train(tmp_path, "optim=adamw_8bit")
+    assert not (tmp_path / "outputs").exists() and not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [("batch_size=500", "batch_size: an update reads 500 sequences"), ("context=5000", "context: the training text")],
+)
+def test_a_text_too_short_for_the_settings_is_refused_before_the_run_has_a_folder(tmp_path, setting, message):
+    from tid.config import ConfigError
+
+    with pytest.raises(ConfigError, match=message):
+        runs.train(tmp_path, setting)
+    assert not (tmp_path / "outputs").exists()
 
 
 @pytest.mark.parametrize("options", [["optim=muon"], ["precision=bf16"], ["accumulate_steps=2", "stride=8"]])
@@ -224,22 +247,33 @@ def test_the_drop_rate_is_that_of_all_steps_not_of_those_that_drop(tmp_path):
     assert runs.read(run, "summary.json")["drop_rate"] == pytest.approx(0.125, abs=0.02)
 
 
-def test_another_text_under_the_same_name_is_refused_done_or_not(tmp_path):
+def test_a_text_that_moves_is_the_same_run_and_one_that_changes_another(tmp_path, monkeypatch, capsys):
+    short = ["total_steps=2", "eval_every=2"]
+    folder = runs.train(tmp_path, *short)
+    assert f"train: {tmp_path}/train.jsonl@sha256:" in (folder / "config.yaml").read_text()
+    moved = tmp_path / "moved.jsonl"
+    moved.write_bytes((tmp_path / "train.jsonl").read_bytes())
+    assert runs.train(tmp_path, *short, f"data.train={moved}") == folder and "done already" in capsys.readouterr().err
+    monkeypatch.chdir(tmp_path)
+    assert runs.train(tmp_path, *short, "data.train=moved.jsonl") == folder
+    moved.write_text(moved.read_text() + '"one more line"\n')
+    other = runs.train(tmp_path, *short, f"data.train={moved}")
+    sums = [runs.read(run, "summary.json")["data"]["train.jsonl"] for run in (folder, other)]
+    assert other != folder and sums[0] != sums[1]
+
+
+def test_another_text_under_the_same_identity_is_refused_done_or_not(tmp_path):
+    """As when a package holds other text in another version."""
     from tid.config import ConfigError
 
     short = ["total_steps=2", "eval_every=2"]
     folder = runs.train(tmp_path, *short)
-    text = tmp_path / "train.jsonl"
-    write = runs.write_texts
-    try:
-        runs.write_texts = lambda where: [*write(where), *(() if text.open("a").write('"one more line"\n') else ())]
-        with pytest.raises(ConfigError, match="train.jsonl changed since"):
-            runs.train(tmp_path, *short)
-        (folder / "status.json").unlink()
-        with pytest.raises(ConfigError, match="train.jsonl changed since"):
-            runs.train(tmp_path, *short)
-    finally:
-        runs.write_texts = write
+    runs.tell_of_another_text(folder)
+    with pytest.raises(ConfigError, match="train.jsonl changed since"):
+        runs.train(tmp_path, *short)
+    (folder / "status.json").unlink()
+    with pytest.raises(ConfigError, match="train.jsonl changed since"):
+        runs.train(tmp_path, *short)
 
 
 def test_log_every_may_change_between_sittings(tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ import time
 
 import optuna
 import pytest
+import runs
 from hydra import initialize_config_dir
 from optuna.trial import TrialState
 from runs import CONF
@@ -15,13 +16,13 @@ import sweeps
 from tid.config import ConfigError
 from tid.sweep import grid
 from tid.sweep.plan import Cell
-from tid.sweep.search import Search, report
+from tid.sweep.search import OBJECTIVES, Search, report, what_is_common
 
 SPACE = ["hydra/sweeper=optuna", "scorer=none", "optim.lr=tag(log,interval(1e-4,1e-2))", "seed=0,1", "name=hunt"]
 
 
-def study_of(folder) -> optuna.Study:
-    return optuna.load_study(study_name="hunt", storage=f"sqlite:///{folder}/outputs/hunt/.sweep/study.db")
+def study_of(folder, name: str = "hunt") -> optuna.Study:
+    return optuna.load_study(study_name=name, storage=f"sqlite:///{folder}/outputs/{name}/.sweep/study.db")
 
 
 def objectives(folder, trial) -> list[float]:
@@ -48,17 +49,110 @@ def test_settings_become_a_space():
     }
 
 
+def search_in(folder, **changes) -> Search:
+    fields = {"space": {"x": ["1", "2"]}, "sampler": "tpe", "sampler_seed": 0, "n_trials": 9, "trials_at_once": 1,
+              "objective": "best/val_bpc", "common": {"context": 64, "seed": "0,1"}}  # fmt: skip
+    return Search("hunt", folder, **(fields | changes))
+
+
 @pytest.mark.parametrize(
-    ("space", "sampler", "message"),
+    ("changes", "message"),
     [
-        ({}, "tpe", "nothing to search"),
-        ({"a": ["1"]}, "best", "hydra.sweeper.sampler: wanted one of tpe, random, grid, got 'best'"),
-        ({"a": grid.Interval(0, 1, False)}, "grid", "a: a grid needs values"),
+        ({"space": {}}, "nothing to search"),
+        ({"sampler": "best"}, "hydra.sweeper.sampler: wanted one of tpe, random, grid, got 'best'"),
+        ({"sampler": "grid", "space": {"a": grid.Interval(0, 1, False)}}, "a: a grid needs values"),
+        ({"space": {"a": grid.Interval(0.0, 1.0, True)}}, "a: .* both above 0, got tag.log,interval.0.0,1.0"),
+        ({"space": {"a": grid.Interval(2, 1, False)}}, "a: wanted the lower number first, got interval.2,1"),
+        ({"objective": "best/val_bcp"}, r"objective: .* got 'best/val_bcp'; did you mean best/val_bpc\?"),
+        ({"objective": "data"}, "objective: wanted a figure of summary.json, got 'data'"),
+        ({"n_trials": "many"}, "hydra.sweeper.n_trials: wanted a whole number of at least 1, got 'many'"),
+        ({"trials_at_once": 0}, "hydra.sweeper.trials_at_once: wanted a whole number of at least 1, got 0"),
     ],
 )
-def test_what_no_search_can_have_is_refused(tmp_path, space, sampler, message):
-    with pytest.raises(ValueError, match=message):
-        Search("x", tmp_path, space, sampler, 0, 1, 1, "best/val_bpc").open(make=True)
+def test_what_no_search_can_have_is_refused(tmp_path, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        search_in(tmp_path, **changes).open(make=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_figure_of_a_summary_can_be_searched_for(tmp_path):
+    summary = runs.read(runs.train(tmp_path, "total_steps=2", "eval_every=2"), "summary.json")
+    nested = {f"{when}/{name}": value for when in ("best", "final") for name, value in summary[when].items()}
+    numbers = {name for name, value in (summary | nested).items() if isinstance(value, int | float)}
+    assert set(OBJECTIVES) == numbers - {"best/step", "final/step"}
+
+
+# ---------------------------------------------------------------------------------------------- another search
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"common": {"context": 128, "seed": "0,1"}}, "context: 64 there, 128 here"),
+        ({"common": {"context": 64, "seed": "0"}}, "seed: 0,1 there, 0 here"),
+        ({"objective": "final/val_bpc"}, "objective: best/val_bpc there, final/val_bpc here"),
+        ({"space": {"x": ["1", "2", "3"]}}, "x: 1,2 there, 1,2,3 here"),
+        ({"space": {"x": ["1", "2"], "y": grid.Interval(0, 1, False)}}, "y: None there, interval(0,1) here"),
+    ],
+)
+def test_a_study_takes_no_trials_of_another_search(tmp_path, changes, said):
+    study = search_in(tmp_path).open(make=True)
+    study.tell(study.ask(), 1.0)
+    again = search_in(tmp_path, n_trials=20, sampler="random", trials_at_once=2).open(make=True)
+    assert len(again.trials) == 1  # how it is searched may change
+    with pytest.raises(ConfigError) as refusal:
+        search_in(tmp_path, **changes).open(make=True)
+    assert said in str(refusal.value).splitlines()[1] and "name=..." in str(refusal.value)
+    assert [trial.state for trial in again.trials] == [TrialState.COMPLETE]
+
+
+def test_a_study_that_does_not_say_what_it_searches_is_taken_only_when_it_is_empty(tmp_path):
+    """As a version left it that did not note the settings."""
+    study = optuna.create_study(study_name="hunt", storage=f"sqlite:///{tmp_path}/study.db")
+    search_in(tmp_path).open(make=True)
+    assert study.user_attrs["search"]["context"] == 64
+    (tmp_path / "old").mkdir()
+    old = optuna.create_study(study_name="hunt", storage=f"sqlite:///{tmp_path}/old/study.db")
+    old.tell(old.ask(), 1.0)
+    with pytest.raises(ConfigError, match="version that did not note a search's settings"):
+        search_in(tmp_path / "old").open(make=True)
+
+
+def common(*settings: str) -> dict:
+    fixed, space, seeds = grid.search_space(["scorer=none,entropy", "optim.lr=interval(1e-4,1e-2)", *settings])
+    return what_is_common(grid.Composer("train")([*fixed, *grid.first_values(space), seeds[0]]), seeds)
+
+
+@pytest.mark.parametrize(
+    ("settings", "same"),
+    [
+        (["tracker=none", "name=other", "log_every=7", "pruner=median", "seed=1,0"], True),
+        (["optim.weight_decay=1e-1", "batch_size=8.0"], True),  # as it is anyway
+        (["seed=0,1,2"], False),
+        (["drop_mode=hide"], False),  # though it makes no difference where the first scorer is none
+        (["experiment=quickstart"], False),
+        (["optim.beta2=0.5"], False),
+    ],
+)
+def test_trials_are_comparable_whose_fixed_settings_lead_to_the_same_run(settings, same):
+    with initialize_config_dir(CONF, version_base="1.3"):
+        assert (common(*settings, *([] if "seed" in str(settings) else ["seed=0,1"])) == common("seed=0,1")) == same
+
+
+@pytest.mark.slow
+def test_another_search_of_the_same_name_is_refused_before_anything_is_trained(tmp_path):
+    hunt = ["hydra/sweeper=optuna", "hydra.sweeper.n_trials=1", "name=2024", "seed=0"]
+    first = sweeps.sweep(tmp_path, *hunt, "scorer=none", "optim.lr=1e-2,1e-3")
+    assert first.returncode == 0, first.stderr
+    for other in (["scorer=random", "optim.lr=1e-2,1e-3"], ["scorer=none", "optim.lr=1e-2,1e-3,1e-4"]):
+        refused = sweeps.sweep(tmp_path, *hunt, *other, "hydra.sweeper.n_trials=2")
+        assert refused.returncode == 2 and "is another search's" in refused.stderr, refused.stderr
+    assert "optim.lr: 0.01,0.001 there, 0.01,0.001,0.0001 here" in refused.stderr
+    assert [trial.state for trial in study_of(tmp_path, "2024").trials] == [TrialState.COMPLETE]
+    assert len(sweeps.states(tmp_path, "2024")) == 1
+
+
+# ---------------------------------------------------------------------------------------------- whole searches
 
 
 @pytest.mark.slow
@@ -113,7 +207,7 @@ def finish(cells):
         cell.state = "done"
     return 0
 
-search = Search("hunt", folder, {"x": Interval(0.0, 1.0, False)}, "random", 0, trials, 2, "best/val_bpc")
+search = Search("hunt", folder, {"x": Interval(0.0, 1.0, False)}, "random", 0, trials, 2, "best/val_bpc", {})
 search.run(search.open(make=True), cells_of, finish)
 """
 
@@ -132,7 +226,7 @@ def test_workers_share_the_trials_of_a_study_and_none_is_asked_for_twice(tmp_pat
 
 def test_pruned_and_failed_trials_are_told_as_that_and_not_ranked(tmp_path):
     """Of two seeds: the second pruned; one not finite; one failed; one that went on, the worst."""
-    search = Search("hunt", tmp_path, {"x": ["1", "2", "3", "4"]}, "grid", 0, 9, 1, "best/val_bpc")
+    search = Search("hunt", tmp_path, {"x": ["1", "2", "3", "4"]}, "grid", 0, 9, 1, "best/val_bpc", {})
     ends = {"1": ("done", "pruned"), "2": ("done", "done"), "3": ("done", "failed"), "4": ("done", "done")}
 
     def cells_of(words: list[str]) -> list[Cell]:
@@ -164,7 +258,7 @@ def test_pruned_and_failed_trials_are_told_as_that_and_not_ranked(tmp_path):
 
 
 def test_settings_that_make_no_run_fail_their_trial_and_are_said(tmp_path):
-    search = Search("hunt", tmp_path, {"x": ["1"]}, "grid", 0, 9, 1, "best/val_bpc")
+    search = Search("hunt", tmp_path, {"x": ["1"]}, "grid", 0, 9, 1, "best/val_bpc", {})
     study = search.open(make=True)
 
     def refuse(words: list[str]) -> list[Cell]:

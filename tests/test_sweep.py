@@ -71,6 +71,14 @@ def test_a_dry_run_lists_and_writes_nothing(folder):
     assert not (folder / "outputs").exists()
 
 
+def test_a_sweep_s_settings_have_the_types_of_the_schema(folder):
+    """In YAML the name is a number, and "no" a word."""
+    done = sweeps.sweep(folder, "scorer=none", "name=2024", "question=7", "dry_run=no", "fail_fast=no")
+    assert done.returncode == 0, done.stderr
+    assert list(sweeps.states(folder, "2024").values()) == ["done"]
+    assert json.loads((folder / "outputs/2024/.sweep/sweep.json").read_text())["question"] == "7"
+
+
 def test_a_sweep_that_is_not_there_is_an_error(tmp_path):
     done = sweeps.sweep(tmp_path, "sweeps=scorer")
     assert done.returncode == 2 and "sweeps=scorer: no such option; did you mean sweeps=scorers?" in done.stderr
@@ -168,6 +176,20 @@ def test_ctrl_c_saves_and_the_same_command_resumes(undisturbed, folder):
         f"step {step} of 400" in listed.stderr for step in saved
     )
     assert "goes on where it stopped" in folder.joinpath("sweep.out").read_text()
+
+
+@pytest.mark.slow
+def test_a_batch_system_s_warning_saves_whoever_gets_it(folder):
+    """SIGUSR2, first for one cell, then for the sweep."""
+    long = ["scorer=entropy,random", "total_steps=4000", "eval_every=4000", "checkpoint_every=4000"]
+    process = sweeps.begin(folder, *long, "hydra.launcher.slots=2")
+    until(lambda: len(sweeps.steps(folder)) == 2)
+    os.kill(next(iter(sweeps.pids(folder).values())), signal.SIGUSR2)
+    until(lambda: "interrupted: " in sweeps.said(folder))
+    process.send_signal(signal.SIGUSR2)
+    assert process.wait(timeout=30) == 140
+    assert list(sweeps.states(folder).values()) == ["preempted"] * 2
+    assert "2 runs: 2 interrupted" in sweeps.said(folder) and "FAILED" not in sweeps.said(folder)
 
 
 @pytest.mark.slow

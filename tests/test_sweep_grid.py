@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 import runs
 from hydra import compose, initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.config_search_path import SearchPathElement
+from hydra.core.global_hydra import GlobalHydra
 from runs import CONF
 from tiny import tiny_shape
 
@@ -114,23 +117,43 @@ def test_labels_show_what_differs_within_an_option_too(hydra):
     ]
 
 
-def test_an_unchanged_sweep_is_not_composed_again(hydra, tmp_path):
-    cells = grid.combinations([*SMALL, "seed=0,1"])
-    conf = tmp_path / "conf"
+def composed_in(conf: Path, cache: Path, *seeds: int) -> tuple[list[dict], Path | None]:
+    with initialize_config_dir(str(conf), version_base="1.3"):
+        return grid.compose_all("train", [[*SMALL, f"seed={seed}"] for seed in seeds], cache)
+
+
+def test_an_unchanged_sweep_is_not_composed_again(tmp_path):
+    conf, cache = tmp_path / "conf", tmp_path / "cache"
     shutil.copytree(CONF, conf)
-    first, file = grid.compose_all("train", cells, conf, tmp_path / "cache")
+    first, file = composed_in(conf, cache, 0, 1)
     assert file is not None and not file.exists()
     file.parent.mkdir()
     marked = [config | {"question": "from the cache"} for config in first]
     file.write_text(json.dumps(marked))
-    assert grid.compose_all("train", cells, conf, tmp_path / "cache") == (marked, None)
+    assert composed_in(conf, cache, 0, 1) == (marked, None)
     (conf / "scorer" / "entropy.yaml").write_text("_target_: tid.scorers.Entropy\nof: predicting\n")
-    again, other = grid.compose_all("train", cells, conf, tmp_path / "cache")
+    again, other = composed_in(conf, cache, 0, 1)
     assert other not in (None, file) and again[0]["question"] == ""
     (conf / "sweeps" / "seeds.yaml").write_text("name: changed\n")
-    assert grid.compose_all("train", cells, conf, tmp_path / "cache")[1] not in (file, other)
-    more, _ = grid.compose_all("train", [*cells, [*SMALL, "seed=2"]], conf, tmp_path / "cache")
+    assert composed_in(conf, cache, 0, 1)[1] not in (file, other)
+    more, _ = composed_in(conf, cache, 0, 1, 2)
     assert [config["seed"] for config in more] == [0, 1, 2]
+
+
+def test_a_sweep_with_yaml_of_several_folders_is_composed_each_time(tmp_path):
+    """As with --config-dir: what such a folder holds is not known, and may be large."""
+    mine, cells = tmp_path / "mine/drop_schedule/mine.yaml", [[*SMALL, "drop_schedule=mine"]]
+    mine.parent.mkdir(parents=True)
+    found = []
+    for rate in (0.1, 0.5):
+        mine.write_text(f"_target_: tid.schedules.Constant\nrate: {rate}\n")
+        with initialize_config_dir(CONF, version_base="1.3"):
+            sources = GlobalHydra.instance().config_loader().get_search_path()
+            sources.get_path().insert(-1, SearchPathElement("command-line", f"file://{tmp_path}/mine"))
+            GlobalHydra.instance().hydra.config_loader = ConfigLoaderImpl(sources)
+            (config,), file = grid.compose_all("train", cells, tmp_path)
+            found.append((config["drop_schedule"]["rate"], file))
+    assert found == [(0.1, None), (0.5, None)]
 
 
 def cell(state: str, seconds: float | None, step: int = 0, **config) -> Cell:

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import runs
 from hydra.utils import instantiate
 from PIL import Image
 from pydantic import ValidationError
-from track import CONFIG, KEY, Tracked, clean_environment, options
+from track import CONFIG, KEY, Tracked, clean_environment, options, records
 from wandb_server import WandbServer
 
 from tid.config import ConfigError
@@ -25,7 +26,7 @@ from tid.tracking import RunInfo
 
 @pytest.fixture(scope="module")
 def offline(tmp_path_factory) -> Tracked:
-    """Six runs in one process, nobody logged in: the first fails, the second resumes it."""
+    """Seven runs in one process, nobody logged in: the first fails, the second resumes it."""
     folder = tmp_path_factory.mktemp("offline dir")  # a folder that a shell must quote
     return Tracked(
         folder, options("wandb"), {"steps": [1, 2, 4], "tables": True, "end": "error"},
@@ -33,6 +34,7 @@ def offline(tmp_path_factory) -> Tracked:
         {"steps": [1], "run_id": "killed", "end": "interrupt"},
         {"steps": [1], "run_id": "exit3", "end": "exit 3"},
         {"steps": [1], "run_id": "exit0", "end": "exit 0"},
+        {"steps": [1], "run_id": "warned", "end": "warned"},
     )  # fmt: skip
 
 
@@ -67,10 +69,21 @@ def test_charts_are_against_tokens_and_the_least_validation_loss_is_kept(offline
     assert [update["best/step"] for update in updates if "best/step" in update][-1] == 3
 
 
+def test_a_run_whose_name_is_a_number_is_tracked_under_it(tmp_path):
+    more = ["name=2024", "question=7", "dry_run=no", "scorer=none", "total_steps=2", "eval_every=2", "tracker=wandb"]
+    command = [sys.executable, "-m", "tid.train", *runs.settings(tmp_path, *more, "tracker.mode=offline")]
+    env = clean_environment(tmp_path / "home")
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=90)
+    assert done.returncode == 0, done.stderr
+    (run,) = (tmp_path / "outputs" / "2024").iterdir()
+    record = records(run, "run", f"2024-{runs.hash_of(run)}")[0]
+    assert (record["run_group"], record["notes"]) == ("2024", "7")
+
+
 @pytest.mark.parametrize(
     ("run_id", "start", "code", "preempted"),
     [("abcd1234", 0, 1, 0), ("abcd1234", 1, 0, 0), ("stopped", 0, 143, 1), ("killed", 0, 255, 0),
-     ("exit3", 0, 3, 0), ("exit0", 0, 0, 0)],
+     ("exit3", 0, 3, 0), ("exit0", 0, 0, 0), ("warned", 0, 140, 1)],
 )  # fmt: skip
 def test_how_a_run_ended_is_recorded(offline, run_id, start, code, preempted):
     assert offline.records("exit", run_id, start)[0].get("exit_code", 0) == code

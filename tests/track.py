@@ -22,12 +22,13 @@ KEY = "x" * 40
 
 
 class Stopped(Exception):
-    signal = 15
+    def __init__(self, signal: int) -> None:
+        self.signal = signal
 
 
 ENDS = {
     "done": None, "error": ValueError("boo"), "interrupt": KeyboardInterrupt(), "exit 3": SystemExit(3),
-    "exit 0": SystemExit(0), "stopped": Stopped(),
+    "exit 0": SystemExit(0), "stopped": Stopped(15), "warned": Stopped(12),
 }  # fmt: skip
 
 # ---------------------------------------------------------------------------------------- the tests' side

@@ -9,7 +9,7 @@ import re
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from omegaconf import DictConfig, OmegaConf
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -18,10 +18,6 @@ from tid import cli, config
 
 SEVERAL = {"scorer": "scorers", "drop_mode": "drop_modes", "optim": "optims"}  # groups that take several options
 LISTS = ("measure", "batch_size", "peers", "kernels")
-
-
-def _list(value: Any) -> Any:
-    return value if isinstance(value, list) else [value]
 
 
 Components = Annotated[dict[str, config.Component], Field(min_length=1)]
@@ -44,13 +40,13 @@ class BenchConfig(BaseModel):
     data: config.Component | None = None
 
     measure: Annotated[
-        list[Literal["steps", "loop", "run", "start", "memory"]], BeforeValidator(_list), Field(min_length=1)
+        list[Literal["steps", "loop", "run", "start", "memory"]], BeforeValidator(config.as_list), Field(min_length=1)
     ]
-    batch_size: Annotated[list[config.Count], BeforeValidator(_list), Field(min_length=1)]
-    peers: Annotated[list[Literal["eager", "compiled"]], BeforeValidator(_list)]
+    batch_size: Annotated[list[config.Count], BeforeValidator(config.as_list), Field(min_length=1)]
+    peers: Annotated[list[Literal["eager", "compiled"]], BeforeValidator(config.as_list)]
     kernels: Annotated[
         list[Literal["none", "attention", "swiglu_gradient", "cross_entropy", "all"]],
-        BeforeValidator(_list),
+        BeforeValidator(config.as_list),
         Field(min_length=1),
     ]
     repeats: Annotated[int, Field(ge=1, le=50)]

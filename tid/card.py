@@ -91,11 +91,12 @@ def data_lines(data: dict) -> list[str]:
 
 
 def training_command(summary: dict) -> str:
-    """The command of the run's last sitting, and the commit, as far as known."""
+    """The command that makes the run, and the commit, as far as known."""
     command = summary.get("command")
     if not command:
         return "the run was not done when this was exported; its configuration is below"
-    script, _, arguments = command.partition(" ")
-    command = f"python -m tid.{Path(script).stem} {arguments}".strip()
+    if not command.startswith("python "):  # an older run's: sys.argv
+        script, _, arguments = command.partition(" ")
+        command = f"python -m tid.{Path(script).stem} {arguments}".strip()
     versions = ", ".join(f"{name} {version}" for name, version in (summary.get("versions") or {}).items())
     return f"{command}\n# commit {summary.get('git_sha') or 'unknown'}; {versions}"

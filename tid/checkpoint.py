@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from tid.config import ConfigError
+from tid.disk import flush
 
 LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"
 FORMAT = 1
@@ -20,15 +21,6 @@ FORMAT = 1
 
 class CheckpointError(ConfigError):
     """A checkpoint that is missing, damaged or of another kind; the message says which and what to do."""
-
-
-def flush_folder(folder: Path) -> None:
-    """Make renames in `folder` survive a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def save(state: dict, path: Path) -> None:
@@ -48,7 +40,7 @@ def save(state: dict, path: Path) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-    flush_folder(path.parent)
+    flush(path.parent)
 
 
 def link(source: Path, path: Path) -> None:
@@ -60,7 +52,7 @@ def link(source: Path, path: Path) -> None:
     except OSError:
         shutil.copyfile(source, temporary)
     temporary.replace(path)
-    flush_folder(path.parent)
+    flush(path.parent)
 
 
 class Writer:
@@ -150,8 +142,8 @@ class Writer:
         self.check()
 
 
-def load(path: Path, device: torch.device | str = "cpu") -> dict:
-    """Read a checkpoint. Every byte is checked against the file's own CRC-32 first.
+def load(path: Path) -> dict:
+    """Read a checkpoint into the host's memory. Every byte is checked against the file's own CRC-32 first.
 
     Raises CheckpointError when the file is missing, damaged, or not a TID checkpoint, and ConfigError when it holds the
     moments of an optimizer of torchao's, and torchao is not installed.
@@ -164,7 +156,7 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict:
         if damaged:
             raise CheckpointError(f"{path}: damaged (CRC of {damaged} is wrong)")
         import_classes(path)
-        state = torch.load(path, map_location=device, weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except (zipfile.BadZipFile, EOFError, RuntimeError, OSError, pickle.UnpicklingError) as error:
         if isinstance(error, CheckpointError):
             raise
@@ -187,7 +179,7 @@ def import_classes(path: Path) -> None:
                 ) from None
 
 
-def load_newest(folder: Path, device: torch.device | str = "cpu") -> tuple[dict | None, list[str]]:
+def load_newest(folder: Path) -> tuple[dict | None, list[str]]:
     """The furthest intact checkpoint of a run's `checkpoints` folder, None without any; and what ails others. What a
     process that was killed has left half written there is removed."""
     for leftover in folder.glob("*.tmp"):
@@ -198,7 +190,7 @@ def load_newest(folder: Path, device: torch.device | str = "cpu") -> tuple[dict 
         if not path.exists():
             continue
         try:
-            states.append(load(path, device))
+            states.append(load(path))
         except CheckpointError as error:
             complaints.append(str(error))
             continue

@@ -34,6 +34,10 @@ from tid.config import ConfigError, build, plain
 HERE = Path(__file__).resolve().parent
 CONF = str(HERE / "conf" if (HERE / "conf").is_dir() else HERE.parent / "conf")  # a wheel has it inside tid
 FLAGS_WITHOUT_A_RUN = ("help", "hydra_help", "shell_completion", "info", "experimental_rerun")
+FLAGS_WITH_A_VALUE = (
+    *("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"),
+    *("--info", "-i", "--experimental-rerun"),
+)
 HYDRA_NOISE = (
     *("To append to your", "See https://", "Set the environment", "Config search path:", "provider="),
     *("full_key:", "object_type=", "reference_type="),
@@ -111,16 +115,38 @@ def _from_written_out(arguments: list[str], config_name: str | None) -> list[str
     return written
 
 
+def bare_words(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """The words of a command line that are neither flags, nor values of such, nor settings: files and folders, named
+    without a key; and the other words."""
+    bare, rest = [], []
+    for before, word in zip(["", *arguments], arguments, strict=False):
+        is_setting = word.startswith("-") or before in FLAGS_WITH_A_VALUE or ("=" in word and not Path(word).exists())
+        (rest if is_setting else bare).append(word)
+    return bare, rest
+
+
+def quoted(text: str) -> str:
+    """A text as the value of a setting, whatever characters it has."""
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
 def _examine(flags: Any, config_name: str, check: Check | None) -> None:
     if flags.config_path or flags.config_dir:  # another search path: Hydra's own checks must do
         return
 
     name = flags.config_name or config_name
-    cells = [plain(cfg) for cfg in overrides.examine(flags.overrides, CONF, name, multirun=flags.multirun)]
-    for cfg in cells if check else []:
+    cfg = plain(overrides.examine(flags.overrides, CONF, name, multirun=flags.multirun))
+    if check:
         check(cfg)
-    for cfg in [] if flags.cfg or flags.multirun else cells:  # --cfg has no time for torch, a sweep checks all cells
+    if not flags.cfg and not flags.multirun:  # --cfg has no time for torch, a sweep checks all cells
         build(cfg)
+
+
+def settings() -> list[str]:
+    """The settings of the command line that Hydra has read, after the folders of more YAML files that it named."""
+    found = HydraConfig.get()
+    more = [source.path for source in found.runtime.config_sources if source.provider == "command-line"]
+    return [*(f"--config-dir={path}" for path in more), *found.overrides.task]
 
 
 def _guarded(main: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:

@@ -8,35 +8,19 @@ import shlex
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from omegaconf import DictConfig
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from tid import cli, config
 
-FLAGS_WITH_A_VALUE = (
-    "--cfg",
-    "-c",
-    "--package",
-    "-p",
-    "--config-path",
-    "-cp",
-    "--config-name",
-    "-cn",
-    "--config-dir",
-    "-cd",
-)
-
-
-def _list(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
-
-
 Views = Annotated[
-    list[Literal["final", "best", "flops", "seconds"]], BeforeValidator(_list), Field(min_length=1, max_length=4)
+    list[Literal["final", "best", "flops", "seconds"]],
+    BeforeValidator(config.as_list),
+    Field(min_length=1, max_length=4),
 ]
-Facts = Annotated[list[Literal["data", "budget", "code", "precision", "device"]], BeforeValidator(_list)]
+Facts = Annotated[list[Literal["data", "budget", "code", "precision", "device"]], BeforeValidator(config.as_list)]
 
 
 class CompareConfig(BaseModel):
@@ -44,7 +28,7 @@ class CompareConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    runs: Annotated[list[config.Folder], BeforeValidator(_list), Field(min_length=1)]
+    runs: Annotated[list[config.Folder], BeforeValidator(config.as_list), Field(min_length=1)]
     metric: Literal["loss", "bpc", "bpb"]
     at: Views
     confidence: Annotated[float, Field(gt=0, lt=1)]
@@ -81,12 +65,8 @@ def main() -> None:
 
 def with_folders(arguments: list[str]) -> list[str]:
     """The command line with its bare words gathered in runs=[...], each quoted as Hydra wants it."""
-    folders, rest = [], []
-    for before, word in zip(["", *arguments], arguments, strict=False):
-        is_setting = word.startswith("-") or before in FLAGS_WITH_A_VALUE or ("=" in word and not Path(word).exists())
-        (rest if is_setting else folders).append(word)
-    quoted = ",".join('"' + folder.replace("\\", "\\\\").replace('"', '\\"') + '"' for folder in folders)
-    return [*rest, f"runs=[{quoted}]"] if folders else rest
+    folders, rest = cli.bare_words(arguments)
+    return [*rest, f"runs=[{','.join(map(cli.quoted, folders))}]"] if folders else rest
 
 
 def compare(settings: CompareConfig) -> str:
@@ -132,8 +112,10 @@ def default_output(named: list[str], homes: list[Path]) -> Path:
     homes: the folders that hold the runs' folders.
     """
     only = Path(named[0])
-    is_sweep = len(named) == 1 and only.is_dir() and all(home == only or only in home.parents for home in homes)
-    return (only if is_sweep else Path(os.path.commonpath(homes))) / "comparison"
+    if len(named) == 1 and only.is_dir() and all(home == only or only in home.parents for home in homes):
+        return only / "comparison"
+    together = os.path.commonpath(map(os.path.abspath, homes))
+    return Path(together if any(home.is_absolute() for home in homes) else os.path.relpath(together)) / "comparison"
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import inspect
 import json
 import math
 import re
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
@@ -16,9 +17,10 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from tid.messages import did_you_mean, explain, shown
-from tid.pin import weights_sha256
+from tid.pin import pins
 
-# Dropped from a run's identity: they change where a run writes and what it says, never what it computes.
+# Dropped from a run's identity: where a run writes, what it says, and on what it computes. `device` and `compile`
+# change how numbers are rounded, and with precision=auto the precision: both are noted, and a comparison heeds them.
 NEUTRAL = {
     *("name", "output_dir", "data_dir", "tokenizer_dir", "tracker", "log_every", "checkpoint_every"),
     *("device", "compile", "diagnostics", "experiment", "hydra"),
@@ -54,16 +56,32 @@ def _folder_name(name: str) -> str:
     return name
 
 
+def as_list(value: Any) -> Any:
+    """One value as a list of it; for settings that take one or several."""
+    return value if isinstance(value, list) else [value]
+
+
 Count = Annotated[int, BeforeValidator(_number), Field(ge=1)]
 Index = Annotated[int, BeforeValidator(_number), Field(ge=0, lt=2**31)]
 Folder = Annotated[str, Field(min_length=1)]
 Component = Annotated[dict[str, Any], AfterValidator(_component)]
 
 
-class RunConfig(BaseModel):
-    """Top level of conf/train.yaml. Groups stay mappings; `instantiate` checks them as it builds them."""
+class SweepConfig(BaseModel):
+    """What a sweep goes by before it knows its runs."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True)
+
+    name: Annotated[str, AfterValidator(_folder_name)]
+    output_dir: Folder
+    question: str
+    dry_run: bool
+    fail_fast: bool
+    retry_failed: bool
+
+
+class RunConfig(SweepConfig):
+    """Top level of conf/train.yaml. Groups stay mappings; `instantiate` checks them as it builds them."""
 
     model: Component
     scorer: Component
@@ -75,7 +93,6 @@ class RunConfig(BaseModel):
     tracker: Component
     pruner: Component
 
-    name: Annotated[str, AfterValidator(_folder_name)]
     seed: Index
     context: Annotated[int, BeforeValidator(_number), Field(ge=2)]
     stride: Count
@@ -91,15 +108,10 @@ class RunConfig(BaseModel):
     device: Literal["auto", "cuda", "cpu"]
     compile: bool
     precision: Literal["auto", "fp32", "bf16", "fp16"]
-    output_dir: Folder
     data_dir: Folder
     tokenizer_dir: Folder
-    question: str
     label: str | None
     cell: str | None
-    dry_run: bool
-    fail_fast: bool
-    retry_failed: bool
 
     @model_validator(mode="after")
     def _numbers_agree(self) -> "RunConfig":
@@ -126,6 +138,13 @@ def check(cfg: dict, schema: type[BaseModel] = RunConfig) -> Any:
         return schema(**cfg)
     except ValidationError as error:
         raise ConfigError(explain(error, "", cfg, known=schema.model_fields)) from None
+
+
+def coerced(cfg: dict) -> dict:
+    """A run's configuration with values of its schema's types: in YAML name=2024 is a number and dry_run=no a word.
+
+    Raises ConfigError."""
+    return cfg | check(cfg).model_dump()
 
 
 def doubts(cfg: dict) -> list[str]:
@@ -224,14 +243,15 @@ def is_baseline(cfg: dict) -> bool:
 
 
 def canonical(cfg: dict) -> dict:
-    """What determines the result, in one form: no neutral key, no 1.0 beside 1, every baseline alike."""
+    """What determines the result, in one form: no neutral key, no 1.0 beside 1, every baseline alike, files by their
+    contents (tid.pin)."""
     kept = {key: value for key, value in cfg.items() if key not in NEUTRAL}
     if is_baseline(cfg):
         kept.update(dict.fromkeys(DROPPING))
     if isinstance(cfg.get("model"), dict):
-        kept["model"] = {key: value for key, value in cfg["model"].items() if key != "init_from"}
-        if cfg["model"].get("init_from"):  # by content; absent when there is none
-            kept["model"]["init_from"] = weights_sha256(cfg["model"]["init_from"]) or cfg["model"]["init_from"]
+        kept["model"] = {key: value for key, value in cfg["model"].items() if key != "init_from" or value}
+    for group, key, digest in pins(cfg):
+        kept[group] = kept[group] | {key: digest or cfg[group][key]}
     return _canonical_value(kept)
 
 
@@ -259,6 +279,11 @@ def run_slug(cfg: dict) -> str:
         return f"no_drop-seed{cfg['seed']}"
     seed = f"-seed{cfg['seed']}"
     return "-".join(dropping_names(cfg).values())[: SLUG_CHARACTERS - len(seed)] + seed
+
+
+def run_folder(cfg: dict) -> Path:
+    """Where the run of this configuration, a `coerced` one, leaves everything."""
+    return Path(cfg["output_dir"]) / cfg["name"] / f"{run_slug(cfg)}-{run_hash(cfg)}"
 
 
 def dropping_names(cfg: dict) -> dict[str, str]:

@@ -57,6 +57,8 @@ def save(where: dict[str, str], question: str) -> None:
 
 def place(folder: Path, entity: str | None) -> dict[str, str]:
     """Where the sweep's runs were logged: entity ("" for the default one), project, group."""
+    if not folder.is_dir():
+        raise ConfigError(f"sweep: wanted the folder of a sweep, as outputs/<name>; {folder} is not there")
     for file in sorted(folder.glob("*/config.yaml")):
         run = yaml.safe_load(file.read_text(encoding="utf-8"))
         tracker = run["tracker"]

@@ -5,10 +5,11 @@ import os
 import shlex
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
-from tid.config import ConfigError
+from tid.config import DROPPING, ConfigError, RunConfig
 
 MALLOPT_TRIM_THRESHOLD, MALLOPT_MMAP_MAX = -1, -4  # malloc.h
 PATIENCE_HOURS = 1.0  # device=auto starts nothing on a CPU that would take longer
@@ -16,7 +17,6 @@ PROBE_SIZE, PROBE_SECONDS = 1024, 0.5
 # A training step reaches this share of the probe's speed: 0.68 to 0.79 for gpt_125m, 0.33 to 0.49 for gpt_20m
 # and 0.29 to 0.67 for gpt_nano, batch 8, context 128, on two cores that other processes shared.
 STEP_SHARE = 0.5
-DROPPING_GROUPS = ("scorer", "selector", "drop_mode", "drop_schedule", "seed", "protect_first")
 
 
 def choose_device(device: str) -> torch.device:
@@ -97,6 +97,13 @@ def estimate_hours(flops_per_step: float, total_steps: int) -> float:
     return flops_per_step * total_steps / (matmul_flops_per_second() * STEP_SHARE) / 3600.0
 
 
+def refuse_slow(settings: RunConfig, model: Any, device: torch.device, overrides: Sequence[str]) -> None:
+    """`refuse_hopeless` for a run of these settings; model: its shape, by which a step's operations are counted."""
+    step_tokens = settings.context * settings.batch_size * settings.accumulate_steps
+    step_flops = model.flops_per_token(settings.context) * step_tokens
+    refuse_hopeless(settings.device, device, step_flops, settings.total_steps, overrides)
+
+
 def refuse_hopeless(
     requested: str, device: torch.device, flops_per_step: float, total_steps: int, overrides: Sequence[str]
 ) -> None:
@@ -109,7 +116,7 @@ def refuse_hopeless(
     hours = estimate_hours(flops_per_step, total_steps)
     if hours <= PATIENCE_HOURS:
         return
-    kept = [o for o in overrides if o.lstrip("+~").partition("=")[0].partition(".")[0] in DROPPING_GROUPS]
+    kept = [o for o in overrides if o.lstrip("+~").partition("=")[0].partition(".")[0] in (*DROPPING, "seed")]
     insisting = [*(o for o in overrides if not o.startswith("device=")), "device=cpu"]
     raise ConfigError(
         f"no CUDA device, and on this CPU the run would take about {in_words(hours)} "

@@ -1,10 +1,7 @@
 """A trained model as a Hugging Face folder: ``python -m tid.export checkpoint=outputs/<name>/<run> to=<folder>``."""
 
-import os
 import shlex
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -40,13 +37,15 @@ def main(cfg: DictConfig) -> None:
 
 
 def export(settings: ExportConfig) -> Path:
-    """Write the folder whole or not at all, and return it. Raises ConfigError when something else is there."""
+    """Write the folder whole or not at all, and return it. Raises ConfigError when something else is there,
+    DataError when it cannot be written."""
     to = Path(settings.to).absolute()
     refuse_occupied(to, settings.overwrite)
 
     import torch
 
     from tid.card import card
+    from tid.data.folders import new_folder
     from tid.data.tokenizer import EOT, EOT_TEXT, VOCABULARY, load_tokenizer
     from tid.llama import CONFIG, WEIGHTS, llama_config, write_weights
     from tid.load import RECORD, load_model
@@ -58,7 +57,7 @@ def export(settings: ExportConfig) -> Path:
         raise config.ConfigError(f"model.vocab_size: wanted GPT-2's {VOCABULARY}, got {shape.vocab_size}")
     load_tokenizer(settings.tokenizer_dir)
     command = shlex.join(["python", "-m", "tid.export", f"checkpoint={settings.checkpoint}", f"to={settings.to}"])
-    with replacing(to) as folder:
+    with new_folder(to) as folder:
         write_weights(loaded.model, folder / WEIGHTS)
         write_json(folder / CONFIG, llama_config(shape, loaded.context, EOT))
         shutil.copyfile(Path(settings.tokenizer_dir) / "tokenizer.json", folder / "tokenizer.json")
@@ -97,29 +96,6 @@ def tokenizer_config(context: int, end: int, end_text: str) -> dict:
         "clean_up_tokenization_spaces": False,
         "split_special_tokens": True,
     }
-
-
-@contextmanager
-def replacing(target: Path) -> Iterator[Path]:
-    """An empty folder to fill, which takes the place of `target` when the block ends without an exception."""
-    new, old = (target.with_name(f".{target.name}.{os.getpid()}.{kind}") for kind in ("new", "old"))
-    from tid.checkpoint import flush_folder
-
-    new.mkdir(parents=True)
-    try:
-        yield new
-        for path in new.iterdir():
-            with open(path, "rb+") as file:
-                os.fsync(file.fileno())
-        if target.exists():
-            target.rename(old)
-        new.rename(target)
-        flush_folder(target.parent)
-    finally:
-        if old.exists() and not target.exists():
-            old.rename(target)
-        for leftover in (new, old):
-            shutil.rmtree(leftover, ignore_errors=True)
 
 
 if __name__ == "__main__":

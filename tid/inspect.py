@@ -6,7 +6,7 @@ Writes one HTML page and figures.json, and shows the beginning and the figures i
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from omegaconf import DictConfig
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -21,16 +21,12 @@ NEEDS = (
 )
 
 
-def _list(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
-
-
 class InspectConfig(BaseModel):
     """Schema of conf/inspect.yaml."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True)
 
-    checkpoint: Annotated[list[config.Folder], BeforeValidator(_list), Field(min_length=1)]
+    checkpoint: Annotated[list[config.Folder], BeforeValidator(config.as_list), Field(min_length=1)]
     text: str | None
     file: config.Folder | None
     data: config.Component | None = None
@@ -89,8 +85,8 @@ def as_hydra(arguments: list[str]) -> list[str]:
         elif key.startswith("scorer.") and len(set(names)) == 1:
             found.append(f"scorers.{names[0]}.{argument[7:]}")
         elif key == "checkpoint" and not value.startswith("["):
-            quoted = ('"' + path.replace("\\", "\\\\").replace('"', '\\"') + '"' for path in value.split(",") if path)
-            found.append(f"checkpoint=[{','.join(quoted)}]" if value else argument)
+            paths = map(cli.quoted, filter(None, value.split(",")))
+            found.append(f"checkpoint=[{','.join(paths)}]" if value else argument)
         else:
             found.append(argument)
     return found

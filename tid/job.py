@@ -14,10 +14,11 @@ from omegaconf import OmegaConf
 from tid import checkpoint, distributed
 from tid.assembly import put_together
 from tid.capture import compile_cache
-from tid.config import ConfigError, RunConfig, doubts, dropping_names, is_baseline, run_hash, run_slug
+from tid.config import ConfigError, RunConfig, doubts, dropping_names, is_baseline, run_folder, run_hash, run_slug
 from tid.data import Corpus, load_corpus
-from tid.data.tokenizer import EOT
-from tid.device import choose_device, choose_precision, refuse_hopeless, set_up, where
+from tid.data.batches import count_sequences, refuse_large_update
+from tid.data.tokenizer import EOT, VOCABULARY
+from tid.device import choose_device, choose_precision, refuse_slow, set_up, where
 from tid.diagnostics import probe
 from tid.drop_modes import DropMode
 from tid.dropout import check_combination
@@ -37,7 +38,7 @@ from tid.records import (
     text_of,
     write_documents,
 )
-from tid.revision import continued, in_words
+from tid.revision import continued, in_words, is_mixed
 from tid.schedules import NoDrop
 from tid.score_cache import first_epoch
 from tid.scorers import NoScorer
@@ -53,18 +54,18 @@ NO_DROPPING = {"scorer": NoScorer(), "selector": Lowest(), "drop_mode": DropMode
 def train(config: dict, settings: RunConfig, parts: dict, overrides: list[str]) -> Path:
     """Train in the configuration's own folder, or resume there, or say that it is done. Returns the folder.
 
-    config: resolved, as plain Python; settings: the same, checked; parts: every component by its group; overrides:
-    the command line's settings, for the commands that messages suggest. Raises ConfigError for what the user can
+    config: `coerced`, as plain Python; settings: the same, checked; parts: every component by its group; overrides:
+    the command line's settings, for the commands suggested and recorded. Raises ConfigError for what the user can
     correct and SystemExit(128 + signal) after a stop by a signal.
 
     Under torchrun each process comes here. All read the run's folder; the leader alone writes and speaks.
     """
     started = time.perf_counter()
     config = pinned(config)
-    folder = Path(settings.output_dir) / settings.name / f"{run_slug(config)}-{run_hash(config)}"
+    folder = run_folder(config)
     load = functools.partial(load_corpus, parts["data"], settings.data_dir, settings.tokenizer_dir)
     with together() as peers:
-        if peers.agree(is_done, folder):
+        if peers.agree(is_done, folder, config):
             if peers.leads:
                 say_done(folder, load())
             return folder
@@ -72,9 +73,11 @@ def train(config: dict, settings: RunConfig, parts: dict, overrides: list[str]) 
         if is_baseline(config):
             parts = parts | NO_DROPPING
         corpus = peers.first(load)
+        sequences = count_sequences(len(corpus.train.tokens), settings.context, settings.stride)
+        refuse_large_update(settings.batch_size * settings.accumulate_steps, sequences)
         with RunLock(folder) if peers.leads else contextlib.nullcontext():
-            if not peers.agree(is_done, folder):
-                train_in(folder, config, settings, parts, corpus, device, peers, started)
+            if not peers.agree(is_done, folder, config):
+                train_in(folder, config, settings, parts, corpus, device, peers, overrides, started)
             elif peers.leads:  # by another process, a moment ago
                 say_done(folder, corpus)
     return folder
@@ -87,9 +90,7 @@ def make_ready(config: dict, settings: RunConfig, parts: dict, overrides: list[s
     if peers.leads:
         for doubt in doubts(config):
             say(f"warning: {doubt}")
-        step_tokens = settings.context * settings.batch_size * settings.accumulate_steps
-        step_flops = parts["model"].flops_per_token(settings.context) * step_tokens
-        refuse_hopeless(settings.device, device, step_flops, settings.total_steps, overrides)
+        refuse_slow(settings, parts["model"], device, overrides)
     set_up(device)
     peers.connect(device)
     return device
@@ -97,7 +98,7 @@ def make_ready(config: dict, settings: RunConfig, parts: dict, overrides: list[s
 
 def train_in(
     folder: Path, config: dict, settings: RunConfig, parts: dict, corpus: Corpus, device: torch.device, peers: Alone,
-    started: float,
+    overrides: list[str], started: float,
 ) -> None:  # fmt: skip
     """Train, from the newest checkpoint in `folder` if there is one, and record there how it ends."""
     state, complaints = checkpoint.load_newest(folder / "checkpoints")
@@ -113,7 +114,7 @@ def train_in(
             run = assemble(config, settings, parts, corpus, device, folder, log, peers)
             if peers.leads:
                 peers.on_failure = functools.partial(record_from_thread, folder, log, run.writer)
-            carry_out(run, state, parts["tracker"], started)
+            carry_out(run, state, parts["tracker"], overrides, started)
             run.step.release()
         except BaseException as error:
             cause = peers.cause(error)
@@ -129,12 +130,15 @@ def train_in(
 
 
 def refuse_nonsense(settings: RunConfig, parts: dict) -> None:
-    """Raise ConfigError for components that make no sense together."""
-    together = [parts[name] for name in ("scorer", "selector", "drop_mode", "drop_schedule", "model")]
+    """Raise ConfigError for components that make no sense together, or that cannot work here."""
+    components = [parts[name] for name in ("scorer", "selector", "drop_mode", "drop_schedule", "model")]
     try:
-        check_combination(*together, protect_first=settings.protect_first)
+        check_combination(*components, protect_first=settings.protect_first)
     except ValueError as error:
         raise ConfigError(str(error)) from None
+    if (size := parts["model"].vocab_size) < VOCABULARY:
+        raise ConfigError(f"model.vocab_size: wanted at least the tokenizer's {VOCABULARY:,}, got {size:,}")
+    parts["optim"].check()
     if parts["model"].init_from:
         refuse_mismatch(parts["model"])
 
@@ -211,7 +215,7 @@ def validation(settings: RunConfig, corpus: Corpus, device: torch.device, precis
     )
 
 
-def carry_out(run: Run, state: dict | None, tracker: Any, started: float) -> None:
+def carry_out(run: Run, state: dict | None, tracker: Any, overrides: list[str], started: float) -> None:
     """Start or resume the run, train to the end, write the summary."""
     if state:
         resume(run, state)
@@ -220,19 +224,18 @@ def carry_out(run: Run, state: dict | None, tracker: Any, started: float) -> Non
         run.tracker = Handle(tracked(run))
         fit(run)
         return
-    code = continued(read_status(run.folder) if state else None)
-    if "+" in code["source"]:
+    code = continued(read_status(run.folder) if state else None, run.config)
+    if is_mixed(code):
         run.log.say(f"warning: this run was begun by other code, and is of both: {in_words(code)}")
-    what = code | where(run.step.device)
-    write_status(run.folder, "running", step=run.done, total_steps=run.total_steps, **what)
+    write_status(run.folder, "running", step=run.done, total_steps=run.total_steps, **code, **where(run.step.device))
     introduce(run)
     run.step.on_capture = lambda seconds: run.log.say(
         f"compiled and captured a step in {seconds:.1f} s; the compiled kernels are kept in {compile_cache()}"
     )
     with tracker.start(tracked(run)) as run.tracker:
-        start_seconds = time.perf_counter() - started
+        facts = {"code": code, "start_seconds": time.perf_counter() - started, "overrides": overrides}
         fit(run)
-        summary = summarise(run, run_hash=run_hash(run.config), start_seconds=start_seconds) | code
+        summary = summarise(run, run_hash=run_hash(run.config), **facts)
         run.tracker.summary(flat(summary) | {"state": "pruned" if run.stopped else "done"})
     if run.stopped:
         write_status(run.folder, "pruned", reason=run.stopped, step=run.done, total_steps=run.total_steps)

@@ -19,8 +19,9 @@ class Loaded:
     """A model, and what is known of its training.
 
     context: tokens it was trained on at a time. record: of the run that trained it: config (what determines the
-    result), step, validation (the figures at the last evaluation until that step), summary (summary.json, if the run
-    is done); None for a model from elsewhere. file: what was read. folder: where results about it belong, under name.
+    result), step, validation (the figures at the last evaluation until that step), data (the text's name and
+    checksums), summary (summary.json, if the run is done); None for a model from elsewhere. file: what was read.
+    folder: where results about it belong, under name.
     """
 
     model: Decoder
@@ -64,6 +65,7 @@ def load_checkpoint(path: Path, device: torch.device) -> Loaded:
         "step": run["done"],
         "config": {key: value for key, value in run["config"].items() if key not in NEUTRAL},
         "validation": run["final"],
+        "data": run["data"],
         "summary": read_json(folder / "summary.json"),
     }
     return Loaded(model.to(device).eval(), run["config"]["context"], record, file, folder, file.stem)

@@ -21,6 +21,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from tid.disk import flush
+
 METRICS, CSV, CONSOLE, STATUS = "logs/metrics.jsonl", "logs/metrics.csv", "logs/train.log", "status.json"
 STATES = ("running", "done", "failed", "preempted", "pruned")
 
@@ -65,11 +67,7 @@ def write_text(path: Path, text: str) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    flush(path.parent)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -89,7 +89,7 @@ def fit(run: Run) -> None:
             with watch:
                 step(run.done)
             run.done += 1
-            progress.update(run.done)
+            row: dict[str, float] = {}
 
             log_due = run.done % run.log_every == 0 or run.done == run.total_steps
             eval_due = run.done % run.eval_every == 0 or run.done == run.total_steps
@@ -99,15 +99,9 @@ def fit(run: Run) -> None:
                 stop_if_broken(run)
             run.writer.check()
             if log_due or eval_due:
-                row = train_row(run, watch.read())
-                if eval_due:
-                    row |= evaluate(run, row)
-                run.seconds = time.perf_counter() - started
-                row["seconds"] = run.seconds
-                run.log.write(row)
-                run.tracker.log(row, run.done)
-                progress.update(run.done, loss=row["train_loss"], drop_rate=row["drop_rate_realised"],
-                                val_loss=row.get("val_loss"))  # fmt: skip
+                row = write_row(run, watch.read(), eval_due, started)
+            progress.update(run.done, loss=row.get("train_loss"), drop_rate=row.get("drop_rate_realised"),
+                            val_loss=row.get("val_loss"))  # fmt: skip
             if run.probe and run.done % run.probe.every == 0:
                 started += run.probe(run)
             if save_due and run.peers.leads:
@@ -118,6 +112,17 @@ def fit(run: Run) -> None:
             if eval_due and run.done < run.total_steps and (why := run.peers.agree(run.should_stop, row)):
                 run.stopped = why
                 return
+
+
+def write_row(run: Run, step_ms: list[float], evaluates: bool, started: float) -> dict[str, float]:
+    """Write a row of metrics, with a validation's if it is time for one, and return it."""
+    row = train_row(run, step_ms)
+    if evaluates:
+        row |= evaluate(run, row)
+    run.seconds = row["seconds"] = time.perf_counter() - started
+    run.log.write(row)
+    run.tracker.log(row, run.done)
+    return row
 
 
 def train_row(run: Run, step_ms: list[float]) -> dict[str, float]:

@@ -1,6 +1,7 @@
 """Optimizers: how the parameters are grouped, what updates them, and the learning rate by step.
 
-An optimizer is a component: ``build(parameters) -> list of torch optimizers`` and ``lr_at(step, total_steps)``.
+An optimizer is a component: ``build(parameters) -> list of torch optimizers``, ``lr_at(step, total_steps)``, and
+``check()``, called before data are made and anything is written.
 Weight decay is for matrices only; norms and mask vectors have none.
 """
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from tid.component import component
+from tid.config import ConfigError
 
 Named = list[tuple[str, Tensor]]
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -38,6 +40,9 @@ class WarmupCosine:
         progress = (step - self.warmup_steps) / max(1, total_steps - self.warmup_steps)
         cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
         return self.lr * (self.final_lr_ratio + (1 - self.final_lr_ratio) * cosine)
+
+    def check(self) -> None:
+        """Raise ConfigError when a package that the optimizer needs is missing."""
 
     def groups(self, parameters: Named) -> list[dict]:
         """Two parameter groups: matrices with weight decay, all else without. Every parameter is in exactly one."""
@@ -66,11 +71,11 @@ class AdamW(WarmupCosine):
 
 
 def torchao_optimizer(name: str):
-    """torchao's optimizer class. Raises ValueError with the install command when torchao is missing."""
+    """torchao's optimizer class. Raises ConfigError with the install command when torchao is missing."""
     try:
         import torchao.optim
     except ImportError as error:
-        raise ValueError(f"{name} needs torchao, which is not installed: pip install 'tid[lowbit]'") from error
+        raise ConfigError(f"optim: {name} needs torchao, which is not installed: pip install 'tid[lowbit]'") from error
     return getattr(torchao.optim, name)
 
 
@@ -80,6 +85,9 @@ class AdamW8bit(AdamW):
     of optimizer state instead of 8."""
 
     block_size: Annotated[int, Field(ge=16)]
+
+    def check(self) -> None:
+        torchao_optimizer(type(self).__name__)
 
     def build(self, parameters: Named) -> list[Optimizer]:
         options = {"betas": (self.beta1, self.beta2), "eps": self.eps, "block_size": self.block_size}

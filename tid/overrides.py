@@ -18,7 +18,7 @@ from tid.messages import did_you_mean, keys_of, shown
 OPTIONAL_GROUPS = ("experiment", "sweeps")
 
 
-def examine(settings: list[str], conf: str, config_name: str, multirun: bool) -> list[DictConfig]:
+def examine(settings: list[str], conf: str, config_name: str, multirun: bool) -> DictConfig:
     """The composed configuration without the node hydra; of a sweep that of the first values: its other cells are
     composed, all of them, when it is planned (tid.sweep.grid).
 
@@ -37,7 +37,7 @@ def examine(settings: list[str], conf: str, config_name: str, multirun: bool) ->
                 )
             refuse_unknown_option(override, loader)
             _refuse_sweeps(override, multirun)
-        return [composed(_first(parsed), parser, loader, config_name)]
+        return composed(_first(parsed), parser, loader, config_name)
 
 
 def parse_one(setting: str, parser: OverridesParser) -> Override:

@@ -22,13 +22,13 @@ import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
 from tid import distributed, torchrun
+from tid.signals import STOPS
 
 POLL_SECONDS = 0.2
 GRACE_SECONDS = 2  # for this process to notice by itself that another one has failed
 ANSWER_SECONDS = 15  # for the others to answer; torchrun kills 30 s after it has asked to stop
 LINGER_SECONDS = 5  # torchrun ends all processes once one has failed: first the one that tells why
 EXIT_SECONDS = 60  # for this process to be gone after an error, whatever hangs
-STOPS = (signal.SIGINT, signal.SIGTERM)
 
 
 class FailedElsewhere(RuntimeError):

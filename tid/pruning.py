@@ -12,8 +12,12 @@ from tid.config import is_baseline
 from tid.logs import read_metrics
 
 Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-SAME = ("data", "context", "total_steps")  # else two curves say nothing about each other
+SAME = ("data", "context", "batch_size", "accumulate_steps", "total_steps")  # else curves say nothing of each other
 CONTROL = "tid.scorers.Random"
+
+
+def prunes_nothing(config: dict) -> bool:
+    return config["pruner"]["_target_"] == "tid.pruning.NoPruner"
 
 
 @component
@@ -26,11 +30,12 @@ class NoPruner:
 
 @component
 class MedianRule:
-    """Stop a run whose best validation bpc so far is above the median of its siblings' best so far at that step.
+    """Stop a run whose best validation loss so far is above the median of its siblings' best so far at that step.
 
-    warmup_steps: before, nothing is stopped. min_siblings: how many must have come as far. Controls (no drop, and
-    random tokens) always go on, since everything is held to them. The rule is that of Vizier (Golovin et al. 2017),
-    with the best value instead of the mean.
+    The loss is that of the even validation documents, which select checkpoints too: the odd ones, which results are
+    reported on, decide nothing. warmup_steps: before, nothing is stopped. min_siblings: how many must have come as
+    far. Controls (no drop, and random tokens) always go on, since everything is held to them. The rule is that of
+    Vizier (Golovin et al. 2017), with the best value instead of the mean.
     """
 
     warmup_steps: Annotated[int, Field(ge=0)]
@@ -47,8 +52,8 @@ class MedianRule:
         if mine is None or len(others) < self.min_siblings or mine <= statistics.median(others):
             return None
         return (
-            f"best validation bpc {mine:.4f} at step {step} is above the median {statistics.median(others):.4f} "
-            f"of {len(others)} siblings"
+            f"best validation loss {mine:.4f} nats up to step {step} is above the median "
+            f"{statistics.median(others):.4f} of {len(others)} siblings, on the even documents"
         )
 
 
@@ -68,7 +73,9 @@ def siblings(config: dict, folder: Path) -> list[Path]:
 
 
 def best_until(folder: Path, step: int) -> float | None:
-    """The lowest validation bpc of a run up to `step`; None if it has not come that far."""
-    rows = [row for row in read_metrics(folder)[0] if row.get("val_bpc") is not None]
-    reached = [row["val_bpc"] for row in rows if row["step"] <= step]
-    return min(reached) if reached and rows[-1]["step"] >= step else None
+    """The lowest validation loss of a run up to `step`, in nats, on the even documents.
+
+    None if it has not come that far, or has a row of a version that did not log this: its best is not known then."""
+    rows = [row for row in read_metrics(folder)[0] if row.get("val_loss") is not None]
+    reached = [row.get("val_select_loss") for row in rows if row["step"] <= step]
+    return min(reached) if reached and None not in reached and rows[-1]["step"] >= step else None

@@ -5,22 +5,31 @@ import json
 import traceback
 from pathlib import Path
 
-from tid.checkpoint import CheckpointError, Writer
+from tid.checkpoint import CheckpointError, Writer, load_newest
 from tid.config import ConfigError
 from tid.data import Corpus
 from tid.logs import RunLog, read_status, say, write_csv, write_status
 from tid.loop import Preempted, Run
+from tid.pruning import prunes_nothing
 
 WRITE_SECONDS = 8  # torchrun kills all processes 30 s after one has failed
 
 
-def is_done(folder: Path) -> bool:
-    """Has the run in `folder` ended well?"""
-    return (read_status(folder) or {}).get("state") == "done"
+def is_done(folder: Path, config: dict) -> bool:
+    """Has the run in `folder` ended? One that was pruned goes on without a pruner."""
+    state = (read_status(folder) or {}).get("state")
+    return state == "done" or (state == "pruned" and not prunes_nothing(config))
 
 
 def say_done(folder: Path, corpus: Corpus) -> None:
     """Tell that the run has ended. Raises ConfigError when it was another text's."""
+    status = read_status(folder) or {}
+    if status.get("state") == "pruned":
+        state, _ = load_newest(folder / "checkpoints")
+        if state:
+            refuse_other_text(state["run"]["data"], corpus, folder)
+        say(f"pruned already at step {status['step']}: {folder}\n{status['reason']}. With pruner=none it goes on.")
+        return
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     refuse_other_text(summary["data"], corpus, folder)
     say(f"done already: {folder}\nDelete that folder to run it again, or change the seed or any other setting.")

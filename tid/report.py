@@ -46,12 +46,11 @@ def main() -> None:
 
 def with_run(arguments: list[str]) -> list[str]:
     """The command line with its bare word as run=..., quoted as Hydra wants it. Exits with 2 for two of them."""
-    folders = [a for a in arguments if not a.startswith("-") and (Path(a).exists() or "=" not in a)]
+    folders, rest = cli.bare_words(arguments)
     if len(folders) > 1:
         print(f"error: wanted one run's folder, got {len(folders)}; several: python -m tid.compare", file=sys.stderr)
         raise SystemExit(2)
-    quoted = [folder.replace("\\", "\\\\").replace('"', '\\"') for folder in folders]
-    return [*(a for a in arguments if a not in folders), *(f'run="{folder}"' for folder in quoted)]
+    return [*rest, *(f"run={cli.quoted(folder)}" for folder in folders)]
 
 
 def report(settings: ReportConfig) -> str:

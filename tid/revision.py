@@ -1,17 +1,26 @@
-"""Which code this is: the commit, and a checksum of the sources that a result depends on.
+"""Which code this is: the commit, and checksums of the sources that a result depends on.
 
-The checksum is the identity: it tells two dirty trees of one commit apart, holds in an installed wheel, and stays the
-same across a commit that changes only texts. The commit is for people. Your own modules outside tid are in neither.
+The checksums are the identity: they tell two dirty trees of one commit apart, hold in an installed wheel, and stay the
+same across a commit that changes only texts, pages or other commands. The commit is for people.
+
+`source` is of tid: all modules that training reaches by import statements. `own_source` has a checksum for each other
+module that a configuration's `_target_`s name, as a scorer of your own; what such a module imports is not followed.
 """
 
+import ast
 import functools
 import hashlib
+import importlib.util
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
+from tid.config import DROPPING, is_baseline
+
 PACKAGE = Path(__file__).parent
-# They start runs and read what runs wrote: an edit there changes no result. The settings are in each run's own hash.
-NO_RESULT = ("benchmark", "comparison", "inspection", "pages", "reporting", "sweep")
+TRAINING = "tid.job"
+LOOKS_ON = {"tid.diagnostics"}  # it logs what is dropped, and decides nothing; nor does what it alone needs
+NO_RESULT = ("data", "tracker", "pruner")  # groups of components: texts are known by their own checksums
 
 
 @functools.cache
@@ -25,43 +34,119 @@ def git_sha() -> str | None:
     return found.stdout.strip() or None
 
 
-def hash_of(package: Path) -> str:
-    """12 hexadecimal digits of the names and contents of a package's Python files, those of NO_RESULT left out."""
+def read(path: Path) -> bytes:
+    return path.read_bytes().replace(b"\r\n", b"\n")  # as git may check it out elsewhere
+
+
+def reached(package: Path) -> dict[str, bytes]:
+    """Text of each module that training imports, directly or through others, by its dotted name: of the package's own,
+    which lies in that folder."""
+    found: dict[str, bytes] = {}
+    waiting = {TRAINING}
+    while waiting:
+        name = waiting.pop()
+        path = package.joinpath(*name.split(".")[1:])
+        file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+        if name not in found and name not in LOOKS_ON and file.is_file():
+            found[name] = read(file)
+            waiting |= set(imported(ast.parse(found[name])))
+    return found
+
+
+def imported(tree: ast.AST) -> Iterator[str]:
+    """What a module may import of tid, anywhere in it: modules, their packages, and names that are none."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        else:
+            continue
+        for name in names:
+            parts = name.split(".")
+            if parts[0] == "tid":
+                yield from (".".join(parts[:end]) for end in range(2, len(parts) + 1))
+
+
+def hash_of(texts: dict[str, bytes]) -> str:
+    """12 hexadecimal digits of names and contents."""
     digest = hashlib.sha256()
-    for path in sorted(package.rglob("*.py")):
-        name = path.relative_to(package)
-        if name.parts[0] not in NO_RESULT:
-            text = path.read_bytes().replace(b"\r\n", b"\n")  # as git may check it out elsewhere
-            digest.update(f"{name.as_posix()} {len(text)}\n".encode() + text)
+    for name, text in sorted(texts.items()):
+        digest.update(f"{name} {len(text)}\n".encode() + text)
     return digest.hexdigest()[:12]
 
 
 # Taken when this is imported, with the rest of the code: a sweep's cells are forks of a process that was started
 # hours ago, and are of the code of that time.
-SOURCE = hash_of(PACKAGE)
+REACHED = reached(PACKAGE)
+SOURCE = hash_of(REACHED)
 
 
-def present() -> dict[str, str | None]:
-    """The two facts about the present code that a run records."""
-    return {"git_sha": git_sha(), "source": SOURCE}
+def own_source(config: dict) -> dict[str, str]:
+    """Checksums by name of the modules that the configuration's components come from and that SOURCE does not cover."""
+    unused = (*NO_RESULT, *DROPPING) if config and is_baseline(config) else NO_RESULT
+    targets = {target for group, node in config.items() if group not in unused for target in targets_in(node)}
+    names = sorted({target.rpartition(".")[0] for target in targets} - REACHED.keys())
+    files = {name: file for name in names if (file := file_of(name))}
+    return {name: hash_of({name: read(file)}) for name, file in files.items()}
 
 
-def continued(recorded: dict | None) -> dict[str, str | None]:
-    """The facts of a run that goes on from where it was when it `recorded` its own (None: it only begins). `source`
+def file_of(module: str) -> Path | None:
+    """Where Python finds a module; None for one that is built in, or not there (any more)."""
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, ValueError):
+        return None
+    return Path(spec.origin) if spec and spec.has_location else None
+
+
+def targets_in(node: object) -> Iterator[str]:
+    if isinstance(node, dict):
+        if isinstance(node.get("_target_"), str):
+            yield node["_target_"]
+        node = list(node.values())
+    for value in node if isinstance(node, list) else []:
+        yield from targets_in(value)
+
+
+def present(config: dict | None = None) -> dict:
+    """The facts about the present code that a run of this configuration records; None: those of all runs."""
+    return {"git_sha": git_sha(), "source": SOURCE, "own_source": own_source(config or {})}
+
+
+def continued(recorded: dict | None, config: dict) -> dict:
+    """The facts of a run that goes on from where it was when it `recorded` its own (None: it only begins). A checksum
     then names every code that made it, in order, as "0a1b2c3d4e5f+6a7b8c9d0e1f": it is none of them alone."""
-    before = (recorded or {}).get("source")
+    before, now = recorded or {}, present(config)
+    own = before.get("own_source") or {}
+    return now | {
+        "source": joined(before.get("source"), SOURCE),
+        "own_source": {name: joined(own.get(name), checksum) for name, checksum in now["own_source"].items()},
+    }
+
+
+def joined(before: str | None, now: str) -> str:
     if not before:
-        return present()
-    return present() | {"source": before if before.split("+")[-1] == SOURCE else f"{before}+{SOURCE}"}
+        return now
+    return before if before.split("+")[-1] == now else f"{before}+{now}"
 
 
-def is_other(recorded: dict) -> bool:
-    """Was what `recorded` these facts made by other code than the present? Not that we know, when there are none."""
-    return recorded.get("source", SOURCE) != SOURCE
+def is_mixed(facts: dict) -> bool:
+    """Did more than one code make the run of these facts?"""
+    return any("+" in checksum for checksum in (facts["source"], *facts["own_source"].values()))
+
+
+def is_other(recorded: dict, config: dict) -> bool:
+    """Was what `recorded` these facts made by other code than the present, for a run of this configuration? Not that
+    we know, when there are none."""
+    own = recorded.get("own_source") or {}
+    now = own_source(config) if own else {}
+    return recorded.get("source", SOURCE) != SOURCE or any(now.get(name, own[name]) != own[name] for name in own)
 
 
 def in_words(recorded: dict) -> str:
-    """As "source 0a1b2c3d4e5f of commit 9f8e7d6c5b with uncommitted changes"."""
+    """As "source 0a1b2c3d4e5f, mine 1f2e3d4c5b6a, of commit 9f8e7d6c5b with uncommitted changes"."""
     sha, _, dirty = (recorded.get("git_sha") or "").partition("-")
     commit = f"commit {sha[:10]}{' with uncommitted changes' if dirty else ''}" if sha else "an unknown commit"
-    return f"source {recorded['source']} of {commit}" if recorded.get("source") else commit
+    own = "".join(f", {name} {checksum}" for name, checksum in (recorded.get("own_source") or {}).items())
+    return f"source {recorded['source']}{own and own + ','} of {commit}" if recorded.get("source") else commit

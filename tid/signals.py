@@ -3,6 +3,9 @@
 import signal
 import threading
 
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
+STOPPED = tuple(128 + number for number in STOPS)  # exit codes of a run that one of them stopped, and that has saved
+
 
 class StopRequest:
     """``with StopRequest() as stop``: `stop.signal` is the number of the first of the signals, 0 before.
@@ -12,15 +15,13 @@ class StopRequest:
     Python delivers no signals, it does nothing.
     """
 
-    SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
-
     def __init__(self) -> None:
         self.signal = 0
         self.previous: dict[int, object] = {}
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():
-            self.previous = {number: signal.signal(number, self.note) for number in self.SIGNALS}
+            self.previous = {number: signal.signal(number, self.note) for number in STOPS}
         return self
 
     def note(self, number: int, frame) -> None:

@@ -1,15 +1,15 @@
 """summary.json: what a finished run reached, what it cost, and what is needed to run it again."""
 
 import platform
+import shlex
 import statistics
-import sys
+from collections.abc import Sequence
 
 import torch
 
 import tid
 from tid import distributed
 from tid.loop import Run
-from tid.revision import present
 
 
 def device_name(device: torch.device) -> str:
@@ -20,8 +20,19 @@ def device_name(device: torch.device) -> str:
     return f"{many}{platform.machine()} CPU, {torch.get_num_threads()} threads"
 
 
-def summarise(run: Run, *, run_hash: str, start_seconds: float) -> dict:
-    """summary.json as a dict. Losses in nats; `best` was chosen on the even validation documents, and its
+def command(overrides: Sequence[str]) -> str:
+    """The command that makes a run again from the settings that it was started with. For a cell of a sweep: the sweep,
+    with one value for each key; where it was launched, and what a search did to find the values, is left out."""
+    gone = ("hydra.", "hydra/", "dry_run=", "fail_fast=", "retry_failed=")
+    kept = [word for word in overrides if not word.lstrip("+~").startswith(gone)]
+    of_sweep = any(word.startswith("sweeps=") for word in kept)
+    return shlex.join(["python", "-m", "tid.train", *(["-m", "hydra/sweeper=cells"] if of_sweep else []), *kept])
+
+
+def summarise(run: Run, *, run_hash: str, start_seconds: float, code: dict, overrides: Sequence[str]) -> dict:
+    """summary.json as a dict. code: as from tid.revision; overrides: the settings that the run was started with.
+
+    Losses in nats; `best` was chosen on the even validation documents, and its
     `val_report_loss` is on the odd ones; `final` is after the last step. Times in ms and seconds, floating-point
     operations as counted by GPT.flops_per_token."""
     step, totals = run.step, run.totals
@@ -43,7 +54,7 @@ def summarise(run: Run, *, run_hash: str, start_seconds: float) -> dict:
         "device": device_name(step.device),
         "data": run.data,
         "hash": run_hash,
-        **present(),
+        **code,
         "versions": {"tid": tid.__version__, "torch": torch.__version__, "python": platform.python_version()},
-        "command": " ".join(sys.argv),
+        "command": command(overrides),
     }

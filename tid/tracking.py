@@ -26,8 +26,7 @@ from tid.component import component
 from tid.config import ConfigError
 from tid.handle import CHARTS, Handle, RunInfo, first_line, tracking
 from tid.offline import PARTS
-
-PREEMPTED = (130, 143)  # exit codes of a run that SIGINT or SIGTERM stopped, and that has saved
+from tid.signals import STOPPED
 
 
 @contextmanager
@@ -176,7 +175,7 @@ class WandbHandle(Handle):
     def finish(self, code: int) -> None:
         command = self.sync_command()
         try:
-            if code in PREEMPTED:
+            if code in STOPPED:
                 self.session.mark_preempting()
             self.session.finish(exit_code=code)
             if self.session.offline:  # said at the start, hours ago
@@ -283,6 +282,6 @@ class TrackioHandle(Handle):
     def finish(self, code: int) -> None:
         with contextlib.redirect_stdout(io.StringIO()):
             if code:
-                level = self.library.AlertLevel.WARN if code in PREEMPTED else self.library.AlertLevel.ERROR
+                level = self.library.AlertLevel.WARN if code in STOPPED else self.library.AlertLevel.ERROR
                 self.session.alert(f"the run ended with exit code {code}", level=level, step=self.step)
             self.session.finish()

@@ -4,11 +4,10 @@ Everything is checked before anything is written. Running the same command again
 leaves a finished one alone. The run's folder is all that goes to stdout.
 """
 
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from tid import cli, torchrun
-from tid.config import build, check, plain, run_hash, run_slug
+from tid.config import build, check, coerced, plain, run_folder
 
 
 def refuse(config: dict) -> None:
@@ -20,16 +19,16 @@ def refuse(config: dict) -> None:
 def main(cfg: DictConfig) -> None:
     from tid.job import train  # torch waits until the settings are known to be good
 
-    config = plain(cfg)
+    config = coerced(plain(cfg))
     if config["cell"]:  # a sweep has frozen this run's configuration
         from tid.sweep.cell import train_frozen
 
         print(train_frozen(config["cell"]))
         return
     if config["dry_run"]:
-        folder = f"{config['output_dir']}/{config['name']}/{run_slug(config)}-{run_hash(config)}"
+        folder = run_folder(config)
     else:
-        folder = train(config, check(config), build(config), overrides=list(HydraConfig.get().overrides.task))
+        folder = train(config, check(config), build(config), cli.settings())
     if torchrun.rank() == 0:
         print(folder)
 

@@ -138,11 +138,6 @@ class Validation:
         sums = (np.bincount(self.document, weights, self.num_documents) for weights in (None, self.chars, self.bytes))
         return [(int(t), int(c), int(b)) for t, c, b in zip(*sums, strict=True)]
 
-    def by_document(self, nats: np.ndarray) -> list[Figures]:
-        """Figures of each document, in the order of the text."""
-        pairs = zip(self.document_nats(nats), self.document_sizes(), strict=True)
-        return [Figures.of(float(total), *sizes) for total, sizes in pairs]
-
     def halves(self, nats: np.ndarray) -> tuple[Figures, Figures]:
         """Figures of the even and of the odd documents: one half selects a checkpoint, the other reports it."""
         even = self.document % 2 == 0

@@ -13,7 +13,12 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-OPTIONS = ("dry_run", "fail_fast", "retry_failed", "question")
+
+def sweep_settings(config: DictConfig) -> Any:
+    """What a sweep goes by, as a tid.config.SweepConfig. Raises ConfigError."""
+    from tid.config import SweepConfig, check
+
+    return check({key: config[key] for key in SweepConfig.model_fields}, SweepConfig)
 
 
 class CellLauncher(Launcher):
@@ -24,11 +29,11 @@ class CellLauncher(Launcher):
     run_cells: Callable[[list, Any], int]
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        self.context, self.config = hydra_context, config
+        self.context, self.config, self.settings = hydra_context, config, sweep_settings(config)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """For other sweepers than TID's. A job that failed returns the reason as an exception."""
-        from tid.config import plain
+        from tid.config import coerced, plain
         from tid.sweep.conduct import check_all
         from tid.sweep.plan import freeze, make_cells
         from tid.sweep.screen import Screen
@@ -36,15 +41,15 @@ class CellLauncher(Launcher):
         configs = []
         for job in job_overrides:
             composed = self.context.config_loader.load_sweep_config(self.config, list(job))
-            configs.append({key: value for key, value in plain(composed).items() if key != "hydra"})
-        cells = make_cells(configs, [list(job) for job in job_overrides], self.config.retry_failed)
+            configs.append(coerced({key: value for key, value in plain(composed).items() if key != "hydra"}))
+        cells = make_cells(configs, [list(job) for job in job_overrides], self.settings.retry_failed)
         todo = [cell for cell in cells if cell.to_run]
         check_all(todo, self.here)
         for cell in todo:
             freeze(cell)
         if self.run_cells(todo, Screen(cells)):
             raise KeyboardInterrupt
-        ended = {cell.name: cell for cell in cells}
+        ended = {cell.folder: cell for cell in cells}
         return [job_return(job, config, ended) for job, config in zip(job_overrides, configs, strict=True)]
 
 
@@ -70,7 +75,7 @@ class LocalLauncher(CellLauncher):
         from tid.sweep.pool import Pool, make_slots
 
         slots = make_slots(self.slots, self.slots_per_gpu, self.threads, self.config.device)
-        return Pool(slots, self.threads, self.retries, self.config.fail_fast, screen).run(cells)
+        return Pool(slots, self.threads, self.retries, self.settings.fail_fast, screen).run(cells)
 
 
 class SlurmLauncher(CellLauncher):
@@ -83,7 +88,7 @@ class SlurmLauncher(CellLauncher):
         from tid.sweep.carry import Carrier
         from tid.sweep.on_slurm import Slurm
 
-        return Carrier(Slurm(**self.parameters), self.config.fail_fast, screen).run(cells)
+        return Carrier(Slurm(**self.parameters), self.settings.fail_fast, screen).run(cells)
 
 
 class RayLauncher(CellLauncher):
@@ -96,7 +101,7 @@ class RayLauncher(CellLauncher):
         from tid.sweep.carry import Carrier
         from tid.sweep.on_ray import Ray
 
-        return Carrier(Ray(**self.ray), self.config.fail_fast, screen).run(cells)
+        return Carrier(Ray(**self.ray), self.settings.fail_fast, screen).run(cells)
 
 
 def as_python(value: Any) -> Any:
@@ -105,9 +110,9 @@ def as_python(value: Any) -> Any:
 
 def job_return(job: Sequence[str], config: dict, cells: dict) -> JobReturn:
     """What Hydra wants to hear of a job."""
-    from tid.config import run_hash, run_slug
+    from tid.config import run_folder
 
-    cell = cells[f"{run_slug(config)}-{run_hash(config)}"]
+    cell = cells[run_folder(config)]
     good = cell.state in ("done", "pruned")
     ret = JobReturn(overrides=job, cfg=OmegaConf.create(config), working_dir=str(cell.folder))
     ret.status = JobStatus.COMPLETED if good else JobStatus.FAILED
@@ -122,20 +127,20 @@ class CellSweeper(Sweeper):
         self.params = OmegaConf.to_container(params) if OmegaConf.is_config(params) else dict(params)
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        self.config = config
+        self.config, self.settings = config, sweep_settings(config)
         self.launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
 
     def sweep(self, arguments: list[str]) -> list[str]:
         """Run the sweep; returns its runs' folders."""
-        from tid import cli
         from tid.logs import write_text
         from tid.sweep import conduct, grid
+        from tid.sweep.plan import sweep_folder
 
         settings = grid.combinations(grid.settings_of(self.params, arguments))
-        cache = conduct.cache_folder(self.config.output_dir, self.config.name)
-        configs, file = grid.compose_all(self.config.hydra.job.config_name, settings, Path(cli.CONF), cache)
+        cache = sweep_folder(self.settings) / ".sweep" / "composed"
+        configs, file = grid.compose_all(self.config.hydra.job.config_name, settings, cache)
 
         def remember() -> None:
             if file:
@@ -143,9 +148,8 @@ class CellSweeper(Sweeper):
 
                 write_text(file, json.dumps(configs))
 
-        options = {name: self.config[name] for name in OPTIONS}
         here = getattr(self.launcher, "here", False)
-        cells = conduct.conduct(configs, settings, options, self.launch, here, remember)
+        cells = conduct.conduct(configs, settings, self.settings, self.launch, here, remember)
         return [str(cell.folder) for cell in cells]
 
     def launch(self, cells: list, screen: Any) -> int:
@@ -167,31 +171,32 @@ class OptunaSweeper(CellSweeper):
     def sweep(self, arguments: list[str]) -> list[str]:
         """Run the search; returns the folders of its runs."""
         from tid.sweep import conduct, grid
-        from tid.sweep.plan import make_cells
+        from tid.sweep.plan import make_cells, sweep_folder
         from tid.sweep.screen import Screen
-        from tid.sweep.search import Search, report
+        from tid.sweep.search import Search, report, what_is_common
 
         fixed, space, seeds = grid.search_space(grid.settings_of(self.params, arguments))
-        folder = Path(self.config.output_dir, self.config.name)
-        search = Search(self.config.name, folder / ".sweep", space, **self.options)
         composer = grid.Composer(self.config.hydra.job.config_name)
+        common = what_is_common(composer([*fixed, *grid.first_values(space), seeds[0]]), seeds)
+        folder = sweep_folder(self.settings)
+        search = Search(self.settings.name, folder / ".sweep", space, **self.options, common=common)
         here, runs = getattr(self.launcher, "here", False), {}
 
         def cells_of(settings: list[str]) -> list:
             meant = [[*fixed, *settings, seed] for seed in seeds]
             configs = [composer(words) | {"label": " ".join([*settings, words[-1]])} for words in meant]
-            cells = make_cells(configs, meant, self.config.retry_failed)
+            cells = make_cells(configs, meant, self.settings.retry_failed)
             conduct.check_all(cells, here)
             return cells
 
         def launch(cells: list) -> int:
             runs.update((cell.name, str(cell.folder)) for cell in cells)
-            return conduct.start(cells, self.config.question, self.launch, Screen(cells))
+            return conduct.start(cells, self.settings.question, self.launch, Screen(cells))
 
-        study = search.open(make=not self.config.dry_run)
+        study = search.open(make=not self.settings.dry_run)
         screen = Screen([])
         screen.say(f"search of {', '.join(space)}: {search.n_trials} trials of {len(seeds)} seeds by {search.sampler}")
-        if self.config.dry_run:
+        if self.settings.dry_run:
             return []
         stopped = search.run(study, cells_of, launch)
         screen.say(report(study, search.objective))

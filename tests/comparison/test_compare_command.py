@@ -98,6 +98,9 @@ def test_where_it_is_written(tmp_path):
     assert compare.default_output([str(b)], [b, c]) == b / "comparison"
     assert compare.default_output([str(a), str(b)], [a, b, c]) == tmp_path / "comparison"
     assert compare.default_output([str(tmp_path / "*")], [a, b]) == tmp_path / "comparison"
+    relative = [Path(os.path.relpath(folder)) for folder in (a, b)]
+    assert compare.default_output(["?", "?"], relative) == Path(os.path.relpath(tmp_path)) / "comparison"
+    assert compare.default_output(["?", "?"], [relative[0], b]) == tmp_path / "comparison"
 
 
 def test_a_reader_that_closes_the_pipe_early_gets_no_traceback(outputs):

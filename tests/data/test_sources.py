@@ -1,5 +1,6 @@
 """Sources as components: every YAML of conf/data builds one, and wrong fields are refused."""
 
+import hashlib
 import subprocess
 import sys
 from dataclasses import asdict
@@ -10,6 +11,7 @@ from data_tools import ROOT
 from pydantic import ValidationError
 
 from tid.config import instantiate
+from tid.data.errors import DataError
 from tid.data.sources import HubDataset, JsonLines, MovieReviews, Speeches
 from tid.data.text import text_folder
 
@@ -21,11 +23,16 @@ FILES |= {"train_documents": None, "val_documents": None}
 
 
 @pytest.mark.parametrize("path", YAMLS, ids=lambda path: path.stem)
-def test_every_yaml_builds_a_source(path, tmp_path):
+def test_every_yaml_builds_a_source(path, tmp_path, monkeypatch):
     node = {key: "given/here" if value == "???" else value for key, value in yaml.safe_load(path.read_text()).items()}
     source = instantiate(node, "data")
     assert asdict(source) == {key: value for key, value in node.items() if key != "_target_"}
-    assert source.label and text_folder(source, tmp_path).name.startswith(source.label + "-")
+    monkeypatch.chdir(tmp_path)
+    if path.stem == "jsonl":
+        with pytest.raises(DataError, match="given/here does not exist"):
+            text_folder(source, tmp_path)
+    else:
+        assert text_folder(source, tmp_path).name.startswith(source.label + "-")
     assert list(tmp_path.iterdir()) == []  # nothing is touched by building it
 
 
@@ -58,6 +65,20 @@ def test_the_folder_is_named_by_the_fields(tmp_path):
     one, same, other = HubDataset(**HUB), HubDataset(**HUB), HubDataset(**HUB | {"train_documents": 11})
     assert text_folder(one, tmp_path) == text_folder(same, tmp_path) != text_folder(other, tmp_path)
     assert HubDataset(**HUB | {"repo": "Owner/Tiny-Stories.v2"}).label == "tiny_stories_v2"
+
+
+def test_files_are_known_by_their_content(tmp_path):
+    for name, text in {"t": '"a"', "moved/t": '"a"', "other/t": '"b"'}.items():
+        (tmp_path / f"{name}.jsonl").parent.mkdir(exist_ok=True)
+        (tmp_path / f"{name}.jsonl").write_text(text)
+
+    def folder(name: str):
+        return text_folder(JsonLines(**FILES | {"train": f"{tmp_path}/{name}"}), tmp_path)
+
+    digest = hashlib.sha256(b'"a"').hexdigest()
+    here = folder("t.jsonl")
+    assert here == folder("moved/t.jsonl") == folder(f"gone/t.jsonl@sha256:{digest}") != folder("other/t.jsonl")
+    assert here.name.startswith("t-")
 
 
 def test_importing_sources_is_cheap():

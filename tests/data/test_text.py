@@ -8,11 +8,13 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 
 import pytest
 from data_tools import ROOT, ListSource, read_jsonl, visible
 
 from tid.data.errors import DataError
+from tid.data.folders import new_folder
 from tid.data.sources import JsonLines
 from tid.data.text import prepare_text, text_folder
 
@@ -66,6 +68,35 @@ def test_a_failure_leaves_nothing(tmp_path):
     with pytest.raises(DataError, match="broke off"):
         prepare_text(Failing(), tmp_path)
     assert visible(tmp_path) == []
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_what_was_there_is_put_back_when_the_new_folder_cannot_take_its_place(tmp_path, monkeypatch, killed):
+    target = tmp_path / "made"
+    target.mkdir()
+    (target / "before").write_text("")
+    rename = Path.rename
+
+    def refuse(path, to):
+        if path.name == ".made.new" or (killed and path.name == ".made.old"):
+            raise OSError("the disk has gone")
+        return rename(path, to)
+
+    def replace() -> None:
+        with new_folder(target) as new:
+            (new / "after").write_text("")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", refuse)
+        with pytest.raises((DataError, OSError), match="the disk has gone"):
+            replace()
+    assert visible(tmp_path / ".made.old" if killed else target) == ["before"]
+    if killed:  # between the two renames: the next one begins by putting it back
+        with pytest.raises(KeyboardInterrupt), new_folder(target):
+            raise KeyboardInterrupt
+        assert visible(target) == ["before"]
+    replace()
+    assert visible(target) == ["after"] and visible(tmp_path) == ["made"]
 
 
 KILLED = """
@@ -140,15 +171,45 @@ def test_a_lost_file_is_made_again(tmp_path, lost, capsys):
     assert (folder / lost).exists() and "preparing it again" in capsys.readouterr().err
 
 
-def test_a_changed_input_file_is_read_again(tmp_path, capsys):
+def test_a_file_that_changes_is_another_text_and_the_first_stays(tmp_path):
     path = tmp_path / "mine.jsonl"
     path.write_text('"a"\n"b"\n"c"\n')
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
     source = JsonLines(str(path), None, 0.1, "text", None, None)
+    pinned = JsonLines(f"{path}@sha256:{digest}", None, 0.1, "text", None, None)
     folder = prepare_text(source, tmp_path / "data")
     path.write_text('"a"\n"b"\n"new"\n')
-    assert prepare_text(source, tmp_path / "data") == folder
-    assert f"{path} changed since; preparing it again" in capsys.readouterr().err
-    assert "new" in read_jsonl(folder / "train.jsonl") + read_jsonl(folder / "val.jsonl")
+    other = prepare_text(source, tmp_path / "data")
+    assert "new" in read_jsonl(other / "train.jsonl") + read_jsonl(other / "val.jsonl")
+    path.unlink()
+    assert prepare_text(pinned, tmp_path / "data") == folder != other  # it was prepared, so the file is not needed
+    assert sorted(read_jsonl(folder / "train.jsonl") + read_jsonl(folder / "val.jsonl")) == ["a", "b", "c"]
+    with pytest.raises(DataError, match="mine.jsonl does not exist"):
+        prepare_text(pinned, tmp_path / "elsewhere")
+    path.write_text('"other"\n"text"\n')
+    with pytest.raises(DataError, match=f"was changed: it had sha256 {digest}, and now has"):
+        prepare_text(pinned, tmp_path / "elsewhere")
+    assert visible(tmp_path / "elsewhere") == []
+
+
+@dataclass(frozen=True)
+class Versioned(ListSource):
+    version: str = "1"
+
+    def inputs(self):
+        with open(self.version) as file:
+            return {"some-package": file.read()}
+
+
+def test_another_version_of_a_package_is_read_again(tmp_path, capsys):
+    version = tmp_path / "version"
+    version.write_text("1")
+    source = Versioned(version=str(version))
+    folder = prepare_text(source, tmp_path / "data")
+    before = (folder / "train.jsonl").stat().st_ino
+    version.write_text("2")
+    assert prepare_text(source, tmp_path / "data") == folder and (folder / "train.jsonl").stat().st_ino != before
+    assert "some-package changed since; preparing it again" in capsys.readouterr().err
     assert visible(tmp_path / "data") == [folder.name]
 
 

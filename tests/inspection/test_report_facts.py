@@ -32,6 +32,7 @@ def figures(step: int, loss: float) -> dict:
 
 def test_the_bare_word_is_the_run(tmp_path, capsys):
     assert with_run(["samples=0", str(tmp_path), "--cfg"]) == ["samples=0", "--cfg", f'run="{tmp_path}"']
+    assert with_run(["x", "--cfg", "job"]) == ["--cfg", "job", 'run="x"']  # a flag's value is no folder
     with pytest.raises(SystemExit) as stopped:
         with_run(["a", "b"])
     assert stopped.value.code == 2 and "wanted one run's folder, got 2" in capsys.readouterr().err

@@ -218,7 +218,8 @@ def share_of_run(setup: Setup, variant: Variant, text: Text, cadence: Cadence, s
         step_seconds = statistics.median(timed_steps(advance, length, device) / 1000 for _ in range(3))
         row = statistics.median(timed(lambda: write_row(run, advance), device) for _ in range(ROWS))
         step.token_seen += TABLE_MIN_SEEN  # the tables of tokens are then as long as late in a run
-        first, again = (timed(lambda: evaluate(run), device) for _ in range(2))
+        dropping = {"drop_rate_realised": 1.0}  # then the scores' histogram is made, as in a row of a run that drops
+        first, again = (timed(lambda: evaluate(run, dropping), device) for _ in range(2))
         saves = [timed(lambda: save_cost(run, advance, step_seconds), device) for _ in range(SAVES)]
         size = (run.checkpoints / "last.pt").stat().st_size
     scale = cadence.val_tokens / len(tokens)

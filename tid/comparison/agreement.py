@@ -5,6 +5,7 @@ precision and device may be averaged over by those who ask for it, and the repor
 """
 
 from collections import defaultdict
+from collections.abc import Iterable
 
 from tid.comparison.runs import Run
 from tid.config import ConfigError
@@ -36,23 +37,35 @@ def code(summary: dict) -> str:
 def differences(runs: list[Run]) -> dict[str, dict[str, list[Run]]]:
     """The facts in which done runs differ: {fact: {value in words: its runs}}."""
     found = {}
+    contested = _contested(runs)
     for name in FACTS:
         values = defaultdict(list)
         for run in runs:
-            values[_identity(run, name)].append(run)
+            values[_identity(run, name, contested)].append(run)
         if len(values) > 1:
             found[name] = {_described(same, name, values): same for same in values.values()}
     return found
 
 
-def _identity(run: Run, name: str) -> str:
+def _contested(runs: list[Run]) -> list[str]:
+    """Modules outside tid of which the runs have used more than one state. A run that has none of them is no witness
+    against those that have: a scorer of one's own may be held against one of tid's."""
+    states = defaultdict(set)
+    for run in runs:
+        for module, checksum in run.summary.get("own_source", {}).items():
+            states[module].add(checksum)
+    return sorted(module for module, checksums in states.items() if len(checksums) > 1)
+
+
+def _identity(run: Run, name: str, contested: Iterable[str] = ()) -> str:
     """Texts are the same when their contents are, whatever they are called; code, when its sources are, whatever the
     commit."""
     if name == "data":
         return f"{run.summary['data']['train.jsonl']} {run.summary['data']['val.jsonl']}"
     if name == "code":
         versions = run.summary["versions"]
-        return f"{run.summary['source']} {versions['tid']} {versions['torch']}"
+        own = [run.summary.get("own_source", {}).get(module, "") for module in contested]
+        return " ".join([run.summary["source"], versions["tid"], versions["torch"], *own])
     return fact(run, name)
 
 

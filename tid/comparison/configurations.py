@@ -6,6 +6,7 @@ random scores in place of its scorer's.
 
 import hashlib
 import json
+import re
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -174,6 +175,8 @@ def _setting(key: str, flat: dict, differing: list[str]) -> str:
     value, leaf = flat[key], key.rpartition(".")[2]
     if leaf == "_target_":
         return snake_case(str(value).rpartition(".")[2])
+    if re.fullmatch("[0-9a-f]{64}", str(value)):  # a file's checksum
+        value = value[:8]
     unique = sum(other.rpartition(".")[2] == leaf for other in differing) == 1
     return f"{leaf if unique else key}={value}"
 

@@ -7,7 +7,9 @@ import jinja2
 from tid.comparison import plots, svg, tables
 from tid.comparison.differences import CONTROLS, Difference
 from tid.comparison.report import Report
+from tid.comparison.runs import UNITS
 from tid.comparison.words import (
+    BEST,
     CONTROL,
     VIEW,
     alpha,
@@ -39,11 +41,11 @@ def html(report: Report, title: str, asked: list[str], call: str) -> str:
         style=(HERE / "page.css").read_text(encoding="utf-8"),
         script=(HERE / "page.js").read_text(encoding="utf-8"),
         answer=answer(report),
-        notes=notes(report),
+        notes=[note for note in notes(report) if note != BEST],  # that is under the first table
         provenance=provenance(report),
         figures=drawn,
         counts=counts(report),
-        tables=[_results(report), *(_view(report, view) for view in report.question.at), _keyed(report, tables.units)],
+        tables=[_results(report), *(_view(report, view) for view in report.question.at), _units(report)],
         absent=tables.absent(report),
     )
 
@@ -56,7 +58,14 @@ def counts(report: Report) -> str:
 
 
 def _results(report: Report) -> dict:
-    return _keyed(report, tables.results)
+    return _keyed(report, tables.results) | {"note": BEST}
+
+
+def _units(report: Report) -> dict:
+    """Its heads in two rows, which leave more room for the numbers."""
+    groups = [("", 1), ("", 1), *((f"{when}, {which}", len(UNITS)) for when, which in tables.MEASURED.values())]
+    header = ["configuration", "n", *UNITS * len(tables.MEASURED)]
+    return _keyed(report, tables.units) | {"groups": groups, "header": header}
 
 
 def _keyed(report: Report, make: object) -> dict:
@@ -66,11 +75,15 @@ def _keyed(report: Report, make: object) -> dict:
         {"key": row.configuration.key, "role": row.configuration.role, "cells": [_cell(text) for text in cells]}
         for row, cells in zip(report.rows, table.rows, strict=True)
     ]
-    return {"title": table.title, "groups": [], "header": table.header, "rows": rows}
+    return {"title": table.title, "note": "", "groups": [], "header": table.header, "rows": rows}
 
 
 def _cell(text: str, kind: str = "", order: float | None = None, why: str = "") -> dict:
-    return {"text": text, "kind": kind, "order": sort_value(text) if order is None else order, "why": why}
+    wraps = "wraps" if " ± " in text or text.startswith("[") else ""  # a pair of numbers may take two lines
+    return {
+        "text": text.replace("± ", "±\N{NO-BREAK SPACE}"), "kind": f"{wraps} {kind}".strip(),
+        "order": sort_value(text) if order is None else order, "why": why,
+    }  # fmt: skip
 
 
 def sort_value(text: str) -> float | str:
@@ -97,8 +110,9 @@ def _view(report: Report, view: str) -> dict:
             cells += _difference(row.differences[view, control], alpha(report))
         rows.append({"key": row.configuration.key, "role": row.configuration.role, "cells": cells})
     header += ["difference", f"{level(report)} interval", "p", "corr. p"] * len(CONTROLS)
-    groups = [("", 3), *((f"minus {CONTROL[control]}", 4) for control in CONTROLS)]
-    return {"title": f"{VIEW[view][0].upper()}{VIEW[view][1:]}", "groups": groups, "header": header, "rows": rows}
+    groups = [("", 1), ("", 2), *((f"minus {CONTROL[control]}", 4) for control in CONTROLS)]
+    title = f"{VIEW[view][0].upper()}{VIEW[view][1:]}"
+    return {"title": title, "note": "", "groups": groups, "header": header, "rows": rows}
 
 
 def _difference(d: Difference, threshold: float) -> list[dict]:

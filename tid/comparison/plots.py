@@ -49,7 +49,7 @@ def figures(report: Report) -> dict[str, tuple[Figure, str]]:
     primary = f"{unit} ({VIEW[report.primary]})"
     far = _far_words(report)
     shown = {
-        "curves": (curves(report, chosen), f"Validation {unit} while training: mean over seeds, band ± sd.{rest}{far}"),
+        "curves": (curves(report, chosen), f"Validation {unit} (all documents) while training: mean over seeds, band ± sd.{rest}{far}"),
         "forest": (forest(report, chosen), _forest_words(report)),
         "heat": (
             heat_map(report),
@@ -59,7 +59,11 @@ def figures(report: Report) -> dict[str, tuple[Figure, str]]:
             costs(report, chosen),
             f"{primary} against cost, scoring included: a dot is a run. Dotted: the budget common to all.{rest}{far}",
         ),
-        "drops": (drop_rates(report), "Fraction of the droppable tokens that was dropped, mean over seeds."),
+        "drops": (
+            drop_rates(report),
+            "Fraction of the droppable tokens that was dropped, mean over seeds; a point is the mean of the steps "
+            "around it.",
+        ),
     }
     return {name: (figure, words) for name, (figure, words) in shown.items() if figure is not None}
 
@@ -138,7 +142,7 @@ def forest(report: Report, chosen: dict[str, Style]) -> Figure:
     axes.set_ylim(len(rows) - 0.4, -0.6)
     if ends:
         axes.set_xlim(*margin(min(ends), max(ends)))
-    axes.set_xlabel(f"validation {report.question.metric}, {VIEW[report.primary]}")
+    axes.set_xlabel(f"validation {report.question.metric}\n{VIEW[report.primary]}")
     axes.grid(axis="y", visible=False)
     return figure
 
@@ -234,9 +238,12 @@ def drop_rates(report: Report) -> Figure | None:
         steps = common([run.drops["step"] for run in runs]) if runs and not row.configuration.is_baseline else []
         if not len(steps):
             continue
-        rates = np.mean([run.drops["realised"][np.isin(run.drops["step"], steps)] for run in runs], axis=0)
+        middles, rates = (
+            np.mean([run.drops[key][np.isin(run.drops["step"], steps)] for run in runs], axis=0)
+            for key in ("middle", "realised")
+        )
         alike = (k for k in kinds if len(k[0]) == len(steps) and np.abs(k[1] - rates).max() < SAME_RATE)
-        found = next(alike, None) or (steps, rates, [])
+        found = next(alike, None) or (middles, rates, [])
         found[2].append(row.configuration)
         if len(found[2]) == 1:
             kinds.append(found)
@@ -244,12 +251,12 @@ def drop_rates(report: Report) -> Figure | None:
         return None
     figure, axes = one_panel(3.2)
     colours = (*OKABE_ITO, INK, RANDOM_COLOUR)
-    for number, (steps, rates, same) in enumerate(kinds):
+    for number, (middles, rates, same) in enumerate(kinds):
         look = {"color": FAINT, "lw": 0.7}
         if number < len(colours):
             look = {"color": colours[number], "ls": DASHES[number % 4], "marker": MARKERS[number % 6]}
             look["label"] = _rate_label(same)
-        axes.plot(steps, rates, ms=4, mec=PAPER, mew=0.4, markevery=(number * 3, max(1, len(steps) // 8)), **look)
+        axes.plot(middles, rates, ms=4, mec=PAPER, mew=0.4, markevery=(number * 3, max(1, len(rates) // 8)), **look)
     dress(axes, "prefixes")
     axes.set(xlabel="step", ylabel="fraction dropped")
     axes.set_ylim(bottom=0)

@@ -5,6 +5,7 @@ A run that is broken is no error here: it becomes a Run whose state and reason s
 
 import json
 import os
+import re
 import socket
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -20,6 +21,7 @@ from tid.logs import METRICS, read_status
 UNITS = ("loss", "bpc", "bpb")  # nats per token, bits per character, bits per UTF-8 byte
 DOCUMENT_COLUMNS = ("document", "tokens", "characters", "bytes", "final_nats", "best_nats")
 DROP_POINTS = 200  # of the drop-rate curve; the rows between are not even parsed
+STEP = re.compile(rb'"step": ?(\d+)')
 REASON_CHARACTERS = 160
 Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -32,7 +34,8 @@ class Run:
     gone); missing (its sweep planned it, and it never started); unreadable. reason: why, one line. planned: is it in
     the plan of a sweep, which names every cell? summary: summary.json, {} unless done. evaluations: arrays (E,) step,
     tokens, seconds, flops (scoring included), loss, bpc, bpb of the evaluations so far, select_loss on the even
-    documents and report_loss, report_bpc, report_bpb on the odd. drops: arrays step, scheduled, realised. documents:
+    documents and report_loss, report_bpc, report_bpb on the odd. drops: arrays step, middle (of the steps since the row
+    before, over which rates are means), scheduled, realised. documents:
     (D, 5) float64 of a done run: tokens, characters, bytes, final and best nats of each document.
     """
 
@@ -149,12 +152,13 @@ def read_metrics(folder: Path) -> dict[str, dict[str, np.ndarray]]:
         if is_evaluation:
             validated.append(row)
         if number % every == 0:
-            thinned.append(row)
+            before = STEP.search(lines[number - 1]) if number else None
+            thinned.append(row | {"middle": (row["step"] + int(before[1] if before else 0)) / 2})
     evaluations = {name: _column(validated, name) for name in ("step", "tokens", "seconds", "flops")}
     figures = (*UNITS, "select_loss", *(f"report_{unit}" for unit in UNITS))
     evaluations |= {name: _column(validated, f"val_{name}") for name in figures}
     drops = {name: _column(thinned, f"drop_rate_{name}") for name in ("scheduled", "realised")}
-    return {"evaluations": evaluations, "drops": {"step": _column(thinned, "step"), **drops}}
+    return {"evaluations": evaluations, "drops": {key: _column(thinned, key) for key in ("step", "middle")} | drops}
 
 
 def _column(rows: list[dict], key: str) -> np.ndarray:

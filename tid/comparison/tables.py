@@ -30,6 +30,7 @@ WIDTH = 100
 TERMINAL_ROWS = 50
 LABEL_WIDTH = 16  # at least; else what the other columns leave
 LISTED = 8  # configurations that one line names
+MEASURED = {"final": ("final", "all documents"), "best": ("best", "all documents"), "report": ("best", "odd documents")}
 STATES = ("failed", "killed", "preempted", "pruned", "running", "missing", "unreadable")
 
 
@@ -66,7 +67,7 @@ def duration(seconds: float) -> str:
 def results(report: Report) -> Table:
     """One row per configuration: figures and costs."""
     unit = report.question.metric
-    header = ["configuration", "n", f"final {unit}", f"best {unit}"]
+    header = ["configuration", "n", f"final {unit}, all documents", f"best {unit}, odd documents"]
     header += ["drop rate", "time", "step ms", "score ms", "FLOPs"]
     rows = []
     for row in report.rows:
@@ -111,10 +112,9 @@ def everywhere(report: Report) -> Table:
 
 def units(report: Report) -> Table:
     """loss, bpc and bpb: final, best on all documents, best on the odd ones."""
-    words = {"final": "final", "best": "best", "report": "best (odd)"}
-    header = ["configuration", "n", *(f"{words[m]} {unit}" for m in MOMENTS for unit in UNITS)]
+    header = ["configuration", "n", *(f"{when} {unit}, {which}" for when, which in MEASURED.values() for unit in UNITS)]
     rows = [[name(r), count(r), *(mean_sd(r.figures[m, u]) for m in MOMENTS for u in UNITS)] for r in report.rows]
-    return Table("All units; best: chosen on the even documents, of all documents and of the odd ones", header, rows)
+    return Table("All units", header, rows)
 
 
 def absent(report: Report) -> Table:

@@ -6,9 +6,13 @@ from tid.comparison.report import Report, Row
 from tid.comparison.statistics import RESAMPLES, Difference, Spread
 
 UNIT = {"loss": "nats per token", "bpc": "bits per character", "bpb": "bits per UTF-8 byte"}
-VIEW = {"final": "equal steps, last step", "best": "equal steps, best, odd documents",
-        "flops": "equal FLOPs, best within them", "seconds": "equal wall-clock, best within it"}  # fmt: skip
+VIEW = {"final": "equal steps, last step, all documents", "best": "equal steps, best, odd documents",
+        "flops": "equal FLOPs, best, odd documents", "seconds": "equal wall-clock, best, odd documents"}  # fmt: skip
 CONTROL = {"no_drop": "no drop", "random": "random at the same rate"}
+BEST = (
+    "Final is measured on all validation documents; best is chosen on the even ones and measured on the odd ones, which "
+    "had no say in it. So best may read higher than final: compare down a column, not across."
+)
 CORRECTION = {"bh": "Benjamini-Hochberg", "by": "Benjamini-Yekutieli"}
 
 
@@ -109,8 +113,7 @@ def notes(report: Report) -> list[str]:
     said = [
         f"Lower is better. mean ± sd (ddof 1) over n seeds, in {UNIT[question.metric]}. loss, bpc and bpb of one text "
         "are one number in three units, so tests come out alike in each.",
-        "Best: the evaluation that is lowest on the even validation documents; the figure reported for it is of the "
-        "odd ones, which had no say in choosing it. The last step is measured on all documents.",
+        BEST,
     ]
     methods = {d.method for row in report.rows for d in row.differences.values()}
     if "seeds" in methods:

@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tid.config import ConfigError
+
 
 class Batches:
     """Sequences of `context` inputs and their targets, every sequence once per epoch, reshuffled each epoch.
@@ -14,19 +16,14 @@ class Batches:
     the data is a single number: the count of samples read. Nothing is copied per run: on a CPU the stream stays the
     memory-mapped uint16 file, on a GPU it takes 2 bytes per token.
 
-    Raises ValueError when the text is shorter than one sequence.
+    Raises ConfigError when the text is shorter than one sequence.
     """
 
     def __init__(
         self, tokens: np.ndarray, *, context: int, stride: int, seed: int, protected_token: int, device: torch.device
     ) -> None:
-        if len(tokens) < context + 1:
-            raise ValueError(
-                f"the training text has {len(tokens)} tokens, fewer than one sequence of context {context} + 1: "
-                "use more text or a smaller context"
-            )
         self.context, self.stride, self.seed = context, stride, seed
-        self.num_sequences = (len(tokens) - 1 - context) // stride + 1
+        self.num_sequences = count_sequences(len(tokens), context, stride)
         self.protected_counts = count_in_windows(tokens, protected_token, self.num_sequences, stride, context)
         # torch indexes int16, not uint16, everywhere: the bits are the same, & 0xFFFF restores the value
         with warnings.catch_warnings():
@@ -40,13 +37,9 @@ class Batches:
     def load_orders(self, first_sample: int, count: int) -> None:
         """Have the orders of all epochs that samples [first_sample, first_sample + count) touch on the device.
 
-        Raises ValueError when these can be more than two epochs.
+        Raises ConfigError when these can be more than two epochs.
         """
-        if count > self.num_sequences + 1:
-            raise ValueError(
-                f"an update reads {count} sequences, but the training text has only {self.num_sequences}: "
-                "use a smaller batch_size or accumulate_steps, or more text"
-            )
+        refuse_large_update(count, self.num_sequences)
         for epoch in range(first_sample // self.num_sequences, (first_sample + count - 1) // self.num_sequences + 1):
             if self.loaded[epoch % 2] != epoch:
                 generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
@@ -69,6 +62,25 @@ class Batches:
         """Running sample numbers (B,) int64 → inputs and targets, (B, T) int64 each. Needs `load_orders` before."""
         window = self.stream[self.sequences_of(samples)[:, None] * self.stride + self.offsets].long() & 0xFFFF
         return window[:, :-1], window[:, 1:]
+
+
+def count_sequences(length: int, context: int, stride: int) -> int:
+    """Sequences in a text of `length` tokens. Raises ConfigError when it has none."""
+    if length < context + 1:
+        raise ConfigError(
+            f"context: the training text has {length:,} tokens, fewer than one sequence of context ({context:,}) + 1; "
+            "use a smaller context or more text"
+        )
+    return (length - 1 - context) // stride + 1
+
+
+def refuse_large_update(count: int, sequences: int) -> None:
+    """Raise ConfigError when the `count` sequences that an update reads can be of more than two epochs."""
+    if count > sequences + 1:
+        raise ConfigError(
+            f"batch_size: an update reads {count:,} sequences (batch_size x accumulate_steps), and the training text "
+            f"has only {sequences:,}; use a smaller batch_size or accumulate_steps, or more text"
+        )
 
 
 def count_in_windows(tokens: np.ndarray, token: int, windows: int, stride: int, length: int) -> np.ndarray:

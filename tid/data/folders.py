@@ -6,7 +6,6 @@ processes wanting the same folder wait for each other on a lock file and then sh
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from tid.data.errors import DataError
 from tid.data.progress import say
+from tid.disk import flush
 
 MANIFEST = "manifest.json"
 
@@ -44,34 +44,33 @@ def locked(target: Path) -> Iterator[None]:
 def new_folder(target: Path) -> Iterator[Path]:
     """An empty folder to fill, which takes the place of ``target`` when the block ends without an exception.
 
-    To be called with the lock of ``target`` held. After an exception nothing is left of it, and what was at
-    ``target`` before stays. Raises DataError when the disk refuses.
+    To be called with the lock of ``target`` held, where several processes may want it. After an exception nothing is
+    left of it, and what was at ``target`` before is there again. Raises DataError when the disk refuses.
     """
     new, old = target.with_name(f".{target.name}.new"), target.with_name(f".{target.name}.old")
     try:
+        _put_back(old, target)  # left by a process that was killed between two renames
         for leftover in (new, old):
             shutil.rmtree(leftover, ignore_errors=True)
-        new.mkdir()
+        new.mkdir(parents=True)
         yield new
-        for path in new.iterdir():
-            _sync(path)
+        for path in (*new.iterdir(), new):
+            flush(path)
         if target.exists():
             target.rename(old)
         new.rename(target)
-        _sync(target.parent)
+        flush(target.parent)
     except OSError as error:
         raise DataError(f"{target} could not be written: {error}") from error
     finally:
+        _put_back(old, target)
         for leftover in (new, old):
             shutil.rmtree(leftover, ignore_errors=True)
 
 
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _put_back(old: Path, target: Path) -> None:
+    if old.exists() and not target.exists():
+        old.rename(target)
 
 
 def sha256_of(path: Path) -> str:

@@ -7,15 +7,26 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tid.data.errors import DataError
+from tid.pin import split_pin, text_sha256
 
 
-def state_of(path: str) -> dict:
-    """Where the file is, its size in bytes and its time stamp. Raises DataError when there is none."""
-    file = Path(path)
-    if not file.is_file():
-        raise DataError(_no_such_file(file))
-    status = file.stat()
-    return {"path": str(file.resolve()), "bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
+def checksum(file: str) -> str:
+    """The checksum after a path (tid.pin), else that of the file. Raises DataError when there is no file."""
+    found = text_sha256(file)
+    if found is None:
+        raise DataError(_no_such_file(Path(file)))
+    return found
+
+
+def unchanged(file: str) -> str:
+    """The path alone. Raises DataError when the file is not there or does not have the checksum after the path."""
+    path, wanted = split_pin(file)
+    if wanted not in (None, found := checksum(str(path))):
+        raise DataError(
+            f"{path} was changed: it had sha256 {wanted}, and now has {found}. Put the first content back, or give the "
+            "file anew, without its checksum, to read this one"
+        )
+    return str(path)
 
 
 def _no_such_file(file: Path) -> str:
@@ -36,7 +47,6 @@ def read_documents(path: str, text_field: str) -> Iterator[str]:
     Raises DataError naming file, line (from 1) and reason: not UTF-8, not JSON, neither a string nor an
     object with a text under ``text_field``, empty, or not encodable as UTF-8 (a lone surrogate).
     """
-    state_of(path)
     with open(path, "rb") as file:
         for number, line in enumerate(file, start=1):
             if line.strip():

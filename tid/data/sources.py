@@ -6,13 +6,13 @@ Building a component checks its fields and touches nothing else; ``documents`` d
 
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field, model_validator
 
 from tid.component import component
 from tid.data.errors import DataError
+from tid.pin import split_pin
 
 __all__ = ["DataError", "HubDataset", "JsonLines", "MovieReviews", "Speeches"]
 
@@ -119,6 +119,7 @@ class MovieReviews:
 class JsonLines:
     """The user's own files: a document per line, a JSON string or an object with one under ``text_field``.
 
+    A path may have the file's checksum after it, as in a run's config.yaml (tid.pin): then no other content is read.
     val: a file of its own; or None, and ``val_fraction`` of the training file's documents are held out,
     chosen by a hash of the text (so copies of a document fall on one side, wherever they stand in the file).
     train_documents, val_documents: None for all, else the first so many of each side.
@@ -133,7 +134,7 @@ class JsonLines:
 
     @model_validator(mode="after")
     def _separate(self):
-        if self.val is not None and Path(self.val).resolve() == Path(self.train).resolve():
+        if self.val is not None and split_pin(self.val)[0].resolve() == split_pin(self.train)[0].resolve():
             raise ValueError(
                 f"train and val are the same file ({self.val}): validation would be on the training text. "
                 "Name another file, or data.val=null to hold out data.val_fraction of it"
@@ -142,24 +143,25 @@ class JsonLines:
 
     @property
     def label(self) -> str:
-        return _slug(Path(self.train).stem)
+        return _slug(split_pin(self.train)[0].stem)
 
     def inputs(self) -> dict:
-        from tid.data.jsonl import state_of
+        from tid.data.jsonl import checksum
 
-        return {path: state_of(path) for path in (self.train, self.val) if path is not None}
+        return {name: checksum(file) for name in ("train", "val") if (file := getattr(self, name)) is not None}
 
     def documents(self, facts: dict) -> Iterator[tuple[str, str]]:
-        from tid.data.jsonl import held_out, read_documents
+        from tid.data.jsonl import held_out, read_documents, unchanged
 
+        train = unchanged(self.train)
         if self.val is None:
-            sides = held_out(self.train, self.text_field, self.val_fraction)
+            sides = held_out(train, self.text_field, self.val_fraction)
         else:
-            sides = (("train", text) for text in read_documents(self.train, self.text_field))
+            sides = (("train", text) for text in read_documents(train, self.text_field))
         left = {"train": self.train_documents, "val": self.val_documents}
         yield from _first(sides, left)
         if self.val is not None:
-            yield from _first((("val", text) for text in read_documents(self.val, self.text_field)), left)
+            yield from _first((("val", text) for text in read_documents(unchanged(self.val), self.text_field)), left)
 
 
 def _first(documents: Iterator[tuple[str, str]], left: dict[str, int | None]) -> Iterator[tuple[str, str]]:

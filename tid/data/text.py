@@ -23,9 +23,10 @@ class Source(Protocol):
     val_documents: int | None
 
     def inputs(self) -> dict:
-        """What would be read (a package's version, a file's size and time); a change makes the text anew.
+        """What would be read: a package's version, a file's checksum; a change makes the text anew.
 
-        Cheap and offline. Empty when nothing can be said.
+        Offline, and cheap when asked again. Empty when nothing can be said. What goes by the name of a field stands for
+        it in the folder's name: a file is known by its content, not by its path.
         """
 
     def documents(self, facts: dict) -> Iterator[tuple[str, str]]:
@@ -33,8 +34,12 @@ class Source(Protocol):
 
 
 def text_folder(source: Source, data_dir: str | Path) -> Path:
-    """The folder that ``prepare_text`` makes: data_dir/<label>-<hash of the source's fields>."""
-    fields = json.dumps(_described(source), sort_keys=True)
+    """The folder that ``prepare_text`` makes: data_dir/<label>-<hash of the source's fields, files by their content>.
+
+    Raises DataError when a file is missing.
+    """
+    described = _described(source)
+    fields = json.dumps(described | {k: v for k, v in source.inputs().items() if k in described}, sort_keys=True)
     return Path(data_dir) / f"{source.label}-{hashlib.sha256(fields.encode()).hexdigest()[:8]}"
 
 

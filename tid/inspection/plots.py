@@ -13,22 +13,25 @@ from tid.inspection.figures import Diagnostics, Rates
 LIGHT = {GRID: "#e3e5e9", PAPER: "#ffffff"}
 WIDTH = 4.8  # inches
 LABELS = 10  # on an axis, at most, of groups in order
+CHARACTERS = 50  # of all of them beside each other; ranges take two lines where they would come too close
+SAME_RATE = 0.005
 
 
 def figures(found: Diagnostics) -> dict[str, tuple[Figure, str]]:
     """Drop rates by group: by name, each with what it shows."""
-    return {name: (drop_rate(rates, found.rate), caption(rates)) for name, rates in found.by.items()}
+    return {name: (drop_rate(rates, *found.drop_rate.values()), caption(rates)) for name, rates in found.by.items()}
 
 
 def caption(rates: Rates) -> str:
     note = f" ({rates.note})" if rates.note else ""
     least, most = int(min(rates.seen)), int(max(rates.seen))
     size = f"n = {least:,}" if least == most else f"n from {least:,} to {most:,}"
-    return f"Drop rate by {rates.title}{note}. Bars: 95% intervals; dashed: the rate over all; {size}."
+    return f"Drop rate by {rates.title}{note}. Bars: 95% intervals; dashed: what was dropped of all; {size}."
 
 
-def drop_rate(rates: Rates, overall: float) -> Figure:
-    """One series per scorer over the groups, with intervals."""
+def drop_rate(rates: Rates, *overall: float) -> Figure:
+    """One series per scorer over the groups, with intervals. overall: the rate of all groups; of each scorer, where
+    they differ."""
     figure = Figure(figsize=(WIDTH, 3.1), layout="constrained")
     axes = figure.subplots()
     dress(axes)
@@ -42,11 +45,14 @@ def drop_rate(rates: Rates, overall: float) -> Figure:
         errors = np.stack((y - rates.low[name], rates.high[name] - y)).clip(0)
         axes.errorbar(x + spread, y, errors, color=colour, marker=marker, ms=4, mec=PAPER, mew=0.4,
                       lw=1.4 if ordered else 0, ls=dashes, elinewidth=0.8, label=name)  # fmt: skip
-    axes.axhline(overall, color=INK, lw=0.8, ls=(0, (2, 2)), zorder=1)
+    differ = np.ptp(overall) > SAME_RATE
+    for number, rate in enumerate(overall if differ else overall[:1]):
+        axes.axhline(rate, color=OKABE_ITO[number % 6] if differ else INK, lw=0.8, ls=(0, (2, 2)), zorder=1)
     every = -(-len(x) // LABELS) if ordered else 1
-    axes.set_xticks(
-        x[::every], rates.groups[::every], rotation=0 if ordered else 25, ha="center" if ordered else "right"
-    )
+    labels = rates.groups[::every]
+    if ordered and max(map(len, labels)) * len(labels) > CHARACTERS:
+        labels = [label.replace("–", "–\n") for label in labels]
+    axes.set_xticks(x[::every], labels, rotation=0 if ordered else 25, ha="center" if ordered else "right")
     axes.set_xlabel(rates.title)
     axes.set_ylabel("dropped")
     axes.set_ylim(-0.03, 1.03)

@@ -65,8 +65,11 @@ def loss(facts: Facts) -> Figure:
 def drops(facts: Facts) -> Figure:
     figure, (axes,) = panels(1, 2.6)
     for name, colour, dashes, width in (("scheduled", BLUE, "-", 3.0), ("realised", ORANGE, DASHES[1], 1.2)):
+        ends, rates = facts.column(f"drop_rate_{name}")
+        begins = np.append(0, ends[:-1])  # a row's rates are means over the steps since the row before
         axes.plot(
-            *facts.column(f"drop_rate_{name}"),
+            (begins + ends) / 2,
+            rates,
             color=colour,
             ls=dashes,
             lw=width,

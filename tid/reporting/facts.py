@@ -124,13 +124,16 @@ def results(facts: Facts) -> Table | None:
     if not facts.summary:
         return None
     moments = {"after the last step": facts.summary["final"], "at the best evaluation": facts.summary["best"]}
-    header = ["", "step", *UNITS.values(), "loss on the reporting half"]
+    header = ["", "step", *UNITS.values(), "loss, odd documents only"]
     rows = [
         [name, f"{m['step']:,}", *(f"{m[unit]:.4f}" for unit in UNITS), f"{m['val_report_loss']:.4f}"]
         for name, m in moments.items()
     ]
-    note = "The best evaluation was chosen on the even validation documents; the reporting half are the odd ones."
-    return Table("Validation", note, header, rows)
+    note = (
+        "The best evaluation was chosen on the even documents; the odd ones had no say in it, so tid.compare's best is "
+        "of them."
+    )
+    return Table("Validation, all documents", note, header, rows)
 
 
 def evaluations(facts: Facts) -> Table | None:

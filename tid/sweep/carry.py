@@ -42,7 +42,7 @@ class Carrier:
     seen: dict[str, str] = field(default_factory=dict)
     before: dict[str, dict | None] = field(default_factory=dict)  # status.json as the job was handed over
     ended: dict[str, float] = field(default_factory=dict)  # jobs that have just ended, and when
-    signal: int = 0  # the first SIGINT or SIGTERM
+    signal: int = 0  # the first of tid.signals.STOPS
     leaving: bool = False
     stopping: bool = False
 

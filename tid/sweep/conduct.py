@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from tid.config import ConfigError, build
+from tid.config import ConfigError, SweepConfig, build, instantiate
 from tid.sweep.plan import Cell, freeze, make_cells, record, sweep_folder
 from tid.sweep.screen import Screen
 
@@ -15,26 +15,25 @@ Launch = Callable[[list[Cell], Screen], int]
 
 
 def conduct(
-    configs: list[dict], meant: list[list[str]], options: dict, launch: Launch, here: bool, remember: Callable
+    configs: list[dict], meant: list[list[str]], sweep: SweepConfig, launch: Launch, here: bool, remember: Callable
 ) -> list[Cell]:
     """List the cells, check those to be run, run them by `launch`, and say what became of all.
 
-    meant: each configuration's settings. options: the sweep's own keys dry_run, fail_fast, retry_failed, question.
-    launch: runs cells, sets their `state`, and returns 0 or the number of the signal that stopped it. here: will
-    they run on this machine? remember: called once all is known to be good.
+    meant: each configuration's settings. launch: runs cells, sets their `state`, and returns 0 or the number of the
+    signal that stopped it. here: will they run on this machine? remember: called once all is known to be good.
 
     Raises ConfigError for a cell that cannot be run, before any is. Leaves with SystemExit: FAILED after a failure,
     128 + signal when stopped.
     """
-    cells = make_cells(configs, meant, options["retry_failed"])
+    cells = make_cells(configs, meant, sweep.retry_failed)
     todo = [cell for cell in cells if cell.to_run]
     check_all(todo, here)
     screen = Screen(cells)
     screen.listing()
-    if options["dry_run"]:
+    if sweep.dry_run:
         return cells
     remember()
-    stopped = start(cells, options["question"], launch, screen)
+    stopped = start(cells, sweep.question, launch, screen)
     screen.ending(command(), compare_command(sweep_folder(cell.settings) for cell in cells))
     if stopped:
         raise SystemExit(128 + stopped)
@@ -61,7 +60,8 @@ def check_all(cells: list[Cell], here: bool) -> None:
     """
     if not cells:
         return
-    from tid.job import refuse_nonsense  # and with it torch, for which a sweep that is done need not wait
+    from tid.device import choose_device, refuse_slow  # and with it torch, for which a sweep that is done need not wait
+    from tid.job import refuse_nonsense
 
     for cell in cells:
         try:
@@ -69,17 +69,8 @@ def check_all(cells: list[Cell], here: bool) -> None:
         except ConfigError as error:
             raise ConfigError(f"{error}\n  in the run {cell.label}") from None
     for cell in {cell.size: cell for cell in cells}.values() if here else []:
-        refuse_slow(cell, build(cell.config))
-
-
-def refuse_slow(cell: Cell, parts: dict) -> None:
-    from tid.device import choose_device, refuse_hopeless
-
-    settings = cell.settings
-    step_tokens = settings.context * settings.batch_size * settings.accumulate_steps
-    step_flops = parts["model"].flops_per_token(settings.context) * step_tokens
-    device = choose_device(settings.device)
-    refuse_hopeless(settings.device, device, step_flops, settings.total_steps, sys.argv[1:])
+        model = instantiate(cell.config["model"], "model")
+        refuse_slow(cell.settings, model, choose_device(cell.settings.device), sys.argv[1:])
 
 
 def command() -> str:
@@ -90,7 +81,3 @@ def command() -> str:
 
 def compare_command(folders: Iterable[Path]) -> str:
     return "compare: python -m tid.compare " + shlex.join(map(str, dict.fromkeys(folders)))
-
-
-def cache_folder(output_dir: str, name: str) -> Path:
-    return Path(output_dir) / name / ".sweep" / "composed"

@@ -27,6 +27,10 @@ class Interval:
     high: float
     log: bool
 
+    def __str__(self) -> str:
+        inner = f"interval({self.low},{self.high})"
+        return f"tag(log,{inner})" if self.log else inner
+
 
 def settings_of(params: dict | None, arguments: list[str]) -> list[str]:
     """The settings of a sweep: those of its YAML (hydra.sweeper.params), then the command line's, which win."""
@@ -35,9 +39,12 @@ def settings_of(params: dict | None, arguments: list[str]) -> list[str]:
 
 def combinations(settings: list[str]) -> list[list[str]]:
     """Every cell's settings, the last one varying fastest. Raises ConfigError for what cannot be enumerated."""
-    choices: dict[str, list[str]] = {}
+    last: dict[str, Override] = {}
     for override in parsed(settings):
-        key = override.get_key_element()
+        last.pop(override.get_key_element(), None)
+        last[override.get_key_element()] = override
+    choices: dict[str, list[str]] = {}
+    for key, override in last.items():
         if not override.is_sweep_override():
             values = [override.get_value_element_as_str()]
         elif override.is_discrete_sweep():
@@ -47,7 +54,6 @@ def combinations(settings: list[str]) -> list[list[str]]:
                 f"{override.input_line}: an interval has no list of values to combine; give values "
                 f"({override.key_or_group}=0.1,0.3), or search it: hydra/sweeper=optuna"
             )
-        choices.pop(key, None)
         choices[key] = [key if key.startswith("~") else f"{key}={value}" for value in values]
     return [list(cell) for cell in itertools.product(*choices.values())]
 
@@ -68,6 +74,11 @@ def search_space(settings: list[str]) -> tuple[list[str], dict[str, Interval | l
         else:
             fixed.append(override.input_line)
     return fixed, space, seeds
+
+
+def first_values(space: dict[str, Interval | list[str]]) -> list[str]:
+    """The settings at the space's first corner."""
+    return [f"{key}={axis.low if isinstance(axis, Interval) else axis[0]}" for key, axis in space.items()]
 
 
 def parsed(settings: list[str]) -> list[Override]:
@@ -121,21 +132,28 @@ class Composer:
         return plain_change and not self.groups[key]
 
 
-def compose_all(config_name: str, cells: list[list[str]], conf: Path, cache: Path) -> tuple[list[dict], Path | None]:
+def compose_all(config_name: str, cells: list[list[str]], cache: Path) -> tuple[list[dict], Path | None]:
     """The cells' configurations, and the file in the folder `cache` to keep them in as JSON (None: not to be kept).
 
     Those of the same settings and the same YAML files are read back from there: composing 200 cells takes
     seconds, and a sweep is often started again only to see that all is done.
     """
-    texts = [path.read_text(encoding="utf-8") for path in yaml_files(conf)]
+    conf = only_folder()
+    texts = [path.read_text(encoding="utf-8") for path in yaml_files(conf)] if conf else []
     key = hashlib.sha256(json.dumps([config_name, cells, texts]).encode()).hexdigest()[:16]
     file = cache / f"{key}.json"
-    if file.exists():
+    lasting = conf and not any("oc.env" in text for text in (*texts, *itertools.chain(*cells)))
+    if lasting and file.exists():
         return json.loads(file.read_text(encoding="utf-8")), None
     composer = Composer(config_name)
-    configs = [composer(cell) for cell in cells]
-    lasting = not any("oc.env" in text for text in (*texts, *itertools.chain(*cells)))
-    return configs, file if lasting else None
+    return [composer(cell) for cell in cells], file if lasting else None
+
+
+def only_folder() -> Path | None:
+    """Where Hydra finds the YAML files that are not an installed package's; None if in several (--config-dir)."""
+    sources = [source.path for source in GlobalHydra.instance().config_loader().get_search_path().get_path()]
+    folders = [path.removeprefix("file://") for path in sources if not path.startswith(("pkg://", "structured://"))]
+    return Path(folders[0]) if len(folders) == 1 else None
 
 
 def yaml_files(conf: Path) -> list[Path]:

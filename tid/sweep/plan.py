@@ -10,9 +10,10 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from tid.config import RunConfig, check, run_hash, run_slug
+from tid.config import RunConfig, SweepConfig, check, coerced, run_folder, run_hash
 from tid.logs import now, read_status, write_text
 from tid.pin import pin
+from tid.pruning import prunes_nothing
 from tid.sweep.labels import labels
 
 ENDED = ("done", "pruned")
@@ -88,22 +89,21 @@ class Slot:
     started: float = 0.0
 
 
-def sweep_folder(settings: RunConfig) -> Path:
+def sweep_folder(settings: SweepConfig) -> Path:
     return Path(settings.output_dir) / settings.name
 
 
 def make_cells(configs: list[dict], meant: list[list[str]], retry_failed: bool) -> list[Cell]:
     """The sweep's cells in order, those of equal results once (every baseline is one). Raises ConfigError."""
     unique: dict[tuple[str, str], tuple[dict, list[str]]] = {}
-    for config, words in zip(configs, meant, strict=True):
+    for config, words in zip(map(coerced, configs), meant, strict=True):
         unique.setdefault((config["name"], run_hash(config)), (config, words))
     configs = [config for config, _ in unique.values()]
     cells = []
     for (config, words), label in zip(unique.values(), labels(configs), strict=True):
         config = pin(config) | {"label": config.get("label") or label, "dry_run": False, "retry_failed": False}
-        settings = check(config)
-        folder = sweep_folder(settings) / f"{run_slug(config)}-{run_hash(config)}"
-        cells.append(look(Cell(config, settings, config["label"], folder, meant=words), retry_failed))
+        cell = Cell(config, check(config), config["label"], run_folder(config), meant=words)
+        cells.append(look(cell, retry_failed))
     return cells
 
 
@@ -128,11 +128,7 @@ def look(cell: Cell, retry_failed: bool = False) -> Cell:
 
 def code_of(facts: dict) -> dict:
     """What status.json or summary.json says about the code that made the run."""
-    return {key: facts[key] for key in ("git_sha", "source") if facts.get(key)}
-
-
-def prunes_nothing(config: dict) -> bool:
-    return config["pruner"]["_target_"].endswith(".NoPruner")
+    return {key: facts[key] for key in ("git_sha", "source", "own_source") if facts.get(key)}
 
 
 def read_summary(folder: Path) -> dict:

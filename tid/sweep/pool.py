@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from multiprocessing import connection
 
 from tid.logs import read_status, write_status
+from tid.signals import STOPPED
 from tid.sweep import cell as child
 from tid.sweep.plan import ENDED, Cell, Slot, look
 from tid.sweep.screen import Screen, last_lines
@@ -33,7 +34,7 @@ class Pool:
     queue: deque[Cell] = field(default_factory=deque)
     later: list[tuple[float, Cell]] = field(default_factory=list)  # busy elsewhere, and when to look again
     attempts: dict[str, int] = field(default_factory=dict)
-    signal: int = 0  # the first SIGINT or SIGTERM
+    signal: int = 0  # the first of tid.signals.STOPS
     stopping: bool = False
 
     def run(self, cells: list[Cell]) -> int:
@@ -96,7 +97,7 @@ class Pool:
         look(cell)
         if code == 0:
             self.screen.ended(cell, seconds)
-        elif self.stopping or code in (130, 143):
+        elif self.stopping or code in STOPPED:
             cell.state = "interrupted"
             self.screen.ended(cell, seconds)
         else:

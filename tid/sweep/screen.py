@@ -91,9 +91,10 @@ class Screen:
         others = [cell for cell in self.cells if other_code(cell)]
         if others:
             made_by = "; ".join(sorted({revision.in_words(cell.code) for cell in others}))
+            present = "; ".join(sorted({revision.in_words(revision.present(cell.config)) for cell in others}))
             self.say(
                 f"warning: {len(others)} of them {'was' if len(others) == 1 else 'were'} made or begun by other code "
-                f"({made_by}) than the present {revision.in_words(revision.present())}. They are marked above, and no "
+                f"({made_by}) than the present {present}. They are marked above, and no "
                 "comparison mixes them with new runs unasked; delete their folders to run them again"
             )
 
@@ -191,9 +192,11 @@ class Screen:
 
 def other_code(cell: Cell) -> str:
     """Which code the cell was made by, in short, if not by the present."""
-    if not revision.is_other(cell.code):
+    if not revision.is_other(cell.code, cell.config):
         return ""
-    return f"other code: {cell.code.get('source') or cell.code['git_sha'][:10]}"
+    if (source := cell.code.get("source")) == revision.SOURCE:
+        return f"other code: {', '.join(cell.code['own_source'])}"
+    return f"other code: {source or cell.code['git_sha'][:10]}"
 
 
 def figure(cell: Cell) -> str:

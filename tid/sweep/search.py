@@ -23,8 +23,11 @@ import optuna
 from filelock import FileLock, Timeout
 from optuna.trial import TrialState
 
-from tid.config import ConfigError
+from tid.config import DROPPING, ConfigError, canonical
 from tid.logs import read_metrics
+from tid.messages import did_you_mean
+from tid.sweep.grid import Interval
+from tid.sweep.labels import leaves
 from tid.sweep.plan import Cell, is_locked, read_summary
 
 LOCKED_SECONDS = 60  # how long another worker may take to ask for its trials, and sqlite for a transaction
@@ -33,22 +36,30 @@ SAMPLERS = {
     "random": lambda seed: optuna.samplers.RandomSampler(seed=seed),
     "grid": lambda seed: optuna.samplers.RandomSampler(seed=seed),  # never asked: see enqueue_grid
 }
+VALIDATION = ("val_loss", "val_perplexity", "val_bpc", "val_bpb", "val_report_loss")
+OBJECTIVES = (
+    *(f"{when}/{name}" for when in ("best", "final") for name in VALIDATION),
+    *("best/val_select_loss", "drop_rate", "steps", "tokens", "epochs", "parameters", "train_flops", "score_flops"),
+    *("step_ms", "score_ms", "seconds", "seconds_with_start"),
+)
+DIFFERENCES = 5  # are shown
 
 
 @dataclass
 class Search:
-    """space: key → list of values, or an interval (low, high, log; see tid.sweep.grid). objective: the path of a
-    figure in summary.json, lower is better.
-    n_trials: of the study in all, those of earlier commands included."""
+    """space: key → list of values, or an interval. objective: the path of a figure in summary.json, lower is better.
+    n_trials: of the study in all, those of earlier commands included. common: what else the trials of one study have
+    in common, see `what_is_common`."""
 
     name: str
     folder: Path
-    space: dict[str, Any]
+    space: dict[str, Interval | list[str]]
     sampler: str
     sampler_seed: int
     n_trials: int
     trials_at_once: int
     objective: str
+    common: dict[str, Any]
 
     @property
     def storage(self) -> str:
@@ -56,19 +67,11 @@ class Search:
 
     def open(self, make: bool) -> optuna.Study | None:
         """The study, made if there is none yet; without `make` only the settings are checked. Raises ConfigError for
-        what no search can have."""
+        what no search can have, and for another search's study."""
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)  # enqueue_trial is, since 1.2
+        self.refuse_nonsense()
         lists = {key: values for key, values in self.space.items() if isinstance(values, list)}
-        if self.sampler not in SAMPLERS:
-            raise ConfigError(f"hydra.sweeper.sampler: wanted one of {', '.join(SAMPLERS)}, got {self.sampler!r}")
-        if not self.space:
-            raise ConfigError(
-                "nothing to search: give a key an interval or several values, as optim.lr='interval(1e-4,1e-2)'"
-            )
-        if self.sampler == "grid" and lists.keys() != self.space.keys():
-            key = next(key for key in self.space if key not in lists)
-            raise ConfigError(f"{key}: a grid needs values, not an interval; give them: {key}=0.1,0.3")
         if self.sampler == "grid":
             self.n_trials = min(self.n_trials, math.prod(len(values) for values in lists.values()))
         if not make:
@@ -78,9 +81,55 @@ class Search:
             patient = {"connect_args": {"timeout": LOCKED_SECONDS}}
             storage = optuna.storages.RDBStorage(self.storage, engine_kwargs=patient)
             study = optuna.create_study(study_name=self.name, storage=storage, load_if_exists=True)
+            self.refuse_other_search(study)
             if self.sampler == "grid":
                 enqueue_grid(study, lists)
         return study
+
+    def refuse_nonsense(self) -> None:
+        """Raise ConfigError for what no search can have: Optuna would find some of it only when a trial has begun."""
+        if self.sampler not in SAMPLERS:
+            raise ConfigError(f"hydra.sweeper.sampler: wanted one of {', '.join(SAMPLERS)}, got {self.sampler!r}")
+        for name, least in (("n_trials", 1), ("trials_at_once", 1), ("sampler_seed", 0)):
+            if type(value := getattr(self, name)) is not int or value < least:
+                raise ConfigError(f"hydra.sweeper.{name}: wanted a whole number of at least {least}, got {value!r}")
+        if self.objective not in OBJECTIVES:
+            raise ConfigError(
+                f"hydra.sweeper.objective: wanted a figure of summary.json, got {self.objective!r}"
+                f"{did_you_mean(str(self.objective), OBJECTIVES)}\n  it is one of {', '.join(OBJECTIVES)}"
+            )
+        if not self.space:
+            raise ConfigError(
+                "nothing to search: give a key an interval or several values, as optim.lr='interval(1e-4,1e-2)'"
+            )
+        for key, axis in self.space.items():
+            if isinstance(axis, list):
+                continue
+            if self.sampler == "grid":
+                raise ConfigError(f"{key}: a grid needs values, not an interval; give them: {key}=0.1,0.3")
+            if axis.low > axis.high or (axis.log and axis.low <= 0):
+                wanted = "the lower number first" + (", and both above 0" if axis.log else "")
+                raise ConfigError(f"{key}: wanted {wanted}, got {axis}")
+
+    def refuse_other_search(self, study: optuna.Study) -> None:
+        """Raise ConfigError unless the study is this search's: one without trials becomes it."""
+        axes = {key: ",".join(axis) if isinstance(axis, list) else str(axis) for key, axis in self.space.items()}
+        mine = self.common | axes | {"objective": self.objective}
+        theirs = study.user_attrs.get("search")
+        if theirs is None and not study.trials:
+            study.set_user_attr("search", mine)
+        elif theirs is None:
+            raise ConfigError(
+                f"name={self.name}: the study in {self.folder} is of a version that did not note a search's settings: "
+                "its trials may be of other ones\nGive this search another name: name=..."
+            )
+        elif differences := [key for key in theirs | mine if theirs.get(key) != mine.get(key)]:
+            lines = [f"  {key}: {theirs.get(key)} there, {mine.get(key)} here" for key in differences[:DIFFERENCES]]
+            more = [f"  and {len(differences) - DIFFERENCES} more"] if len(differences) > DIFFERENCES else []
+            raise ConfigError(
+                f"name={self.name}: the study in {self.folder} is another search's; the two cannot be compared:\n"
+                + "\n".join([*lines, *more, "Give this search another name: name=..."])
+            )
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -149,6 +198,17 @@ class Search:
         return found
 
 
+def what_is_common(config: dict, seeds: list[str]) -> dict[str, Any]:
+    """Besides its space and its objective, what the trials of a study have in common, by dotted key.
+
+    config: of the first value of every key that is searched, so that those of equal spaces can be compared. Settings
+    that change no result are left out.
+    """
+    kept = canonical(config) | {key: config[key] for key in DROPPING}  # of a baseline it forgets these
+    found = dict(leaves(kept)) | {"seed": ",".join(sorted(word.partition("=")[2] for word in seeds))}
+    return json.loads(json.dumps(found))  # as it is read back from the study
+
+
 def enqueue_grid(study: optuna.Study, lists: dict[str, list[str]]) -> None:
     """Queue what the study does not have of the grid. Optuna's own GridSampler cannot be asked for single trials."""
     known = [trial.params or trial.system_attrs.get("fixed_params") for trial in study.trials]
@@ -203,15 +263,11 @@ def revive(study: optuna.Study, workers: Path, me: str) -> None:
 
 
 def figure(cell: Cell, path: str) -> float:
-    """A number of the run's summary by its path, as best/val_bpc. Raises ConfigError for no such number."""
+    """A figure of the run's summary, one of OBJECTIVES; nan when it is not finite."""
     node: Any = read_summary(cell.folder)
     for part in path.split("/"):
         node = node.get(part) if isinstance(node, dict) else None
-    if node is None:
-        return math.nan
-    if not isinstance(node, int | float):
-        raise ConfigError(f"hydra.sweeper.objective: {path} is no number of summary.json, as best/val_bpc is")
-    return float(node)
+    return math.nan if node is None else float(node)
 
 
 def last_values(cells: list[Cell]) -> list[tuple[int, float]]:

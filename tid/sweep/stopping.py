@@ -1,15 +1,15 @@
-"""How a sweep is stopped: the first SIGINT or SIGTERM lets the running cells save, a second SIGINT is impatient."""
+"""How a sweep is stopped: the first of STOPS lets the running cells save, a second SIGINT is impatient."""
 
 import contextlib
 import signal
 from collections.abc import Callable
 
-NUMBERS = (signal.SIGINT, signal.SIGTERM)
+from tid.signals import STOPS
 
 
 @contextlib.contextmanager
 def stopped_by(first: Callable[[int], None], again: Callable[[], None]):
-    """For the ``with`` block the first SIGINT or SIGTERM calls `first` with its number, any SIGINT after it `again`."""
+    """For the ``with`` block the first of STOPS calls `first` with its number, any SIGINT after it `again`."""
     seen = False
 
     def handle(number: int, frame: object) -> None:
@@ -20,7 +20,7 @@ def stopped_by(first: Callable[[int], None], again: Callable[[], None]):
             seen = True
             first(number)
 
-    before = {number: signal.signal(number, handle) for number in NUMBERS}
+    before = {number: signal.signal(number, handle) for number in STOPS}
     try:
         yield
     finally:
