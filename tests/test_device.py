@@ -1,7 +1,10 @@
 """Device and precision from settings, and the refusal of a run that would take days."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+from tiny import build
 from torch.utils.benchmark import Timer
 
 from tid.config import ConfigError
@@ -11,7 +14,7 @@ from tid.device import (
     estimate_hours,
     fastest_precision,
     in_words,
-    refuse_hopeless,
+    refuse_slow,
 )
 
 CPU = torch.device("cpu")
@@ -65,24 +68,42 @@ def test_estimate_agrees_with_products_that_are_timed():
     )  # other processes share the cores
 
 
+def asked(**changes):
+    """Settings of a run that are looked at, and the shape of its model: the reference run's."""
+    fields = {"device": "auto", "context": 128, "batch_size": 8, "accumulate_steps": 1, "total_steps": 200_000}
+    return SimpleNamespace(**(fields | changes)), build("model", "gpt_125m")
+
+
 def test_hopeless_run_is_refused_with_its_cost_and_commands_that_work():
     settings = ["scorer=grad_norm", "model=gpt_50m", "drop_schedule.rate=0.2", "name=my run", "device=auto"]
     with pytest.raises(ConfigError) as error:
-        refuse_hopeless("auto", CPU, 7.7e11, 200_000, settings)
+        refuse_slow(*asked(), CPU, settings)
     first, small, same = str(error.value).splitlines()
-    assert "on this CPU the run would take about" in first and ("days" in first or "hours" in first)
+    assert "on this CPU a run would take about" in first and ("days" in first or "hours" in first)
     assert small.endswith("python -m tid.train experiment=quickstart scorer=grad_norm drop_schedule.rate=0.2")
     assert same.endswith("scorer=grad_norm model=gpt_50m drop_schedule.rate=0.2 'name=my run' device=cpu")
 
 
+def test_hopeless_sweep_is_refused_with_sweeps_that_work():
+    with pytest.raises(ConfigError) as error:
+        refuse_slow(*asked(), CPU, ["-m", "sweeps=scorers", "seed=0,1", "batch_size=8", "dry_run=true"], runs=22)
+    first, small, same = str(error.value).splitlines()
+    assert "each of 22 runs would take" in first
+    assert small.endswith("python -m tid.train -m sweeps=scorers experiment=quickstart seed=0,1")
+    assert "this very sweep, all the same:" in same
+    assert same.endswith("python -m tid.train -m sweeps=scorers seed=0,1 batch_size=8 device=cpu")
+    assert small.index("python") == same.index("python")
+
+
 def test_nothing_is_refused_that_is_short_or_insisted_on_or_on_a_gpu():
-    refuse_hopeless("auto", CPU, 1e9, 100, [])
-    refuse_hopeless("cpu", CPU, 7.7e11, 200_000, [])
-    refuse_hopeless("auto", torch.device("cuda"), 7.7e11, 200_000, [])
+    refuse_slow(*asked(total_steps=1), CPU, [])
+    refuse_slow(*asked(device="cpu"), CPU, [])
+    refuse_slow(*asked(), torch.device("cuda"), [])
 
 
 def test_durations_in_words():
-    assert [in_words(h) for h in (1.25, 30.0, 24 * 17.6, 24 * 365 * 3.0)] == [
+    assert [in_words(h) for h in (0.05, 1.25, 30.0, 24 * 17.6, 24 * 365 * 3.0)] == [
+        "3 minutes",
         "1.2 hours",
         "30 hours",
         "18 days",

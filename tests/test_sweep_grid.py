@@ -11,9 +11,11 @@ from hydra import compose, initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.config_search_path import SearchPathElement
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.plugins import Plugins
 from runs import CONF
 from tiny import tiny_shape
 
+from hydra_plugins.tid_sweeps import register
 from tid.config import ConfigError, canonical, is_baseline, plain, run_hash
 from tid.llama import llama_config, write_weights
 from tid.sweep import grid
@@ -28,6 +30,8 @@ SMALL = ["experiment=quickstart"]
 
 @pytest.fixture
 def hydra():
+    Plugins.instance()
+    register()
     with initialize_config_dir(CONF, version_base="1.3"):
         yield
 

@@ -75,6 +75,10 @@ def run(main: Callable[[], Any], config_name: str | None = None, check: Check | 
     importlib.import_module("hydra_plugins.tid_sweeps").register()
     try:
         flags = _flags_first(config_name)
+        if flags.cfg and flags.multirun:
+            raise ConfigError(
+                "--cfg shows the configuration of one run: leave out -m. The runs of a sweep: -m ... dry_run=true"
+            )
         torchrun.refuse_others(config_name or "", flags.multirun)
         if config_name and not any(getattr(flags, name) for name in FLAGS_WITHOUT_A_RUN):
             _examine(flags, config_name, check)
@@ -95,6 +99,8 @@ def _flags_first(config_name: str | None) -> Any:
     flags, unknown = get_args_parser().parse_known_args(sys.argv[1:])
     if unknown:
         bare = unknown[0].lstrip("-")
+        if "gpu" in bare or bare.startswith("nproc"):
+            raise ConfigError(f"{unknown[0]}: no such flag; on N GPUs: torchrun --nproc_per_node=N -m tid.train ...")
         example = bare if "=" in bare else f"{bare}=..."
         raise ConfigError(f"{unknown[0]}: no such flag; settings are written without dashes: {example}")
     return flags

@@ -1,6 +1,7 @@
 """Where a run computes and in what precision, and whether that can end within reason."""
 
 import ctypes
+import functools
 import os
 import shlex
 import time
@@ -78,6 +79,7 @@ def keep_freed_memory() -> None:
         libc.mallopt(MALLOPT_TRIM_THRESHOLD, 2**31 - 1)
 
 
+@functools.cache
 def matmul_flops_per_second() -> float:
     """float32 speed of this CPU with torch's threads: the best of the matrix products of half a second."""
     a, b = torch.rand(PROBE_SIZE, PROBE_SIZE), torch.rand(PROBE_SIZE, PROBE_SIZE)
@@ -92,37 +94,43 @@ def matmul_flops_per_second() -> float:
 def estimate_hours(flops_per_step: float, total_steps: int) -> float:
     """Hours that `total_steps` steps of `flops_per_step` take on this CPU, from a probe of half a second.
 
-    An estimate within a factor of two: see STEP_SHARE. Evaluations are not counted.
+    An estimate within a factor of two when nothing else runs: see STEP_SHARE. Evaluations are not counted.
     """
     return flops_per_step * total_steps / (matmul_flops_per_second() * STEP_SHARE) / 3600.0
 
 
-def refuse_slow(settings: RunConfig, model: Any, device: torch.device, overrides: Sequence[str]) -> None:
-    """`refuse_hopeless` for a run of these settings; model: its shape, by which a step's operations are counted."""
-    step_tokens = settings.context * settings.batch_size * settings.accumulate_steps
-    step_flops = model.flops_per_token(settings.context) * step_tokens
-    refuse_hopeless(settings.device, device, step_flops, settings.total_steps, overrides)
+def run_hours(settings: RunConfig, model: Any) -> float:
+    """`estimate_hours` of a run; model: its shape, by which a step's operations are counted."""
+    return estimate_hours(step_flops(settings, model), settings.total_steps)
 
 
-def refuse_hopeless(
-    requested: str, device: torch.device, flops_per_step: float, total_steps: int, overrides: Sequence[str]
+def step_flops(settings: RunConfig, model: Any) -> float:
+    return model.flops_per_token(settings.context) * settings.context * settings.batch_size * settings.accumulate_steps
+
+
+def refuse_slow(
+    settings: RunConfig, model: Any, device: torch.device, overrides: Sequence[str], runs: int = 1
 ) -> None:
-    """Raise ConfigError when device=auto has come to a CPU that would need more than about an hour.
+    """Raise ConfigError when device=auto has come to a CPU on which a run would take more than about an hour.
 
-    requested: the setting `device`; overrides: the command line's settings, for the commands it suggests.
+    overrides: the command line's settings, of a sweep with -m, for the commands it suggests; runs: how many of this
+    size the sweep has.
     """
-    if requested != "auto" or device.type != "cpu":
+    if settings.device != "auto" or device.type != "cpu":
         return
-    hours = estimate_hours(flops_per_step, total_steps)
+    hours = run_hours(settings, model)
     if hours <= PATIENCE_HOURS:
         return
+    sweep = [o for o in overrides if o in ("-m", "--multirun") or o.startswith("sweeps=")]
     kept = [o for o in overrides if o.lstrip("+~").partition("=")[0].partition(".")[0] in (*DROPPING, "seed")]
-    insisting = [*(o for o in overrides if not o.startswith("device=")), "device=cpu"]
+    insisting = [*(o for o in overrides if not o.startswith(("device=", "dry_run="))), "device=cpu"]
+    which = "a run" if runs == 1 else f"each of {runs} runs"
+    this = "this very sweep" if sweep else "this very run"
     raise ConfigError(
-        f"no CUDA device, and on this CPU the run would take about {in_words(hours)} "
-        f"({total_steps:,} steps of {flops_per_step / 1e9:,.0f} GFLOP).\n"
-        f"  a small model on real text, in minutes:  {command('experiment=quickstart', *kept)}\n"
-        f"  this very run, all the same:             {command(*insisting)}"
+        f"no CUDA device, and on this CPU {which} would take about {in_words(hours)} "
+        f"({settings.total_steps:,} steps of {step_flops(settings, model) / 1e9:,.0f} GFLOP).\n"
+        f"  a small model on real text, in minutes:  {command(*sweep, 'experiment=quickstart', *kept)}\n"
+        f"  {this + ', all the same:':39}  {command(*insisting)}"
     )
 
 
@@ -132,7 +140,9 @@ def command(*settings: str) -> str:
 
 
 def in_words(hours: float) -> str:
-    """A duration to two digits: "3.2 hours", "12 days"."""
+    """A duration to two digits: "20 minutes", "3.2 hours", "12 days"."""
+    if hours < 1:
+        return f"{60 * hours:.2g} minutes"
     if hours < 48:
         return f"{hours:.2g} hours"
     days = hours / 24

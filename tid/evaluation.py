@@ -46,7 +46,7 @@ def evaluate(
     corpus = load_corpus(data or own_source(loaded), data_dir, tokenizer_dir)
     if data is None:
         refuse_other_text(loaded, corpus)
-    found = read(loaded, corpus.val, **how)
+    found = read(loaded, corpus.val, label="reading the held-out documents", **how)
     figures = total(found, corpus)
     what = subject(loaded, corpus)
     result = {
@@ -113,7 +113,7 @@ def refuse_other_text(loaded: Loaded, corpus: Corpus) -> None:
 
 
 def read(
-    loaded: Loaded, text: TokenFile, *, protocol: str, stride: int, batch_size: int, precision: str
+    loaded: Loaded, text: TokenFile, *, label: str, protocol: str, stride: int, batch_size: int, precision: str
 ) -> Predictions:
     """Every prediction of a text that the protocol counts."""
     size, context = len(text.tokens), loaded.context
@@ -122,7 +122,7 @@ def read(
     else:
         windows = document_windows(size, text.doc_starts, context, stride)
     return predict(
-        loaded.model, text.tokens, windows, context=context, batch_size=batch_size, precision=precision
+        loaded.model, text.tokens, windows, context=context, batch_size=batch_size, precision=precision, label=label
     )
 
 
@@ -146,7 +146,8 @@ def gap(loaded: Loaded, corpus: Corpus, validation: Figures, how: dict) -> dict:
     """Figures of as many documents of the training text, evenly spaced over it and read in the same way with nothing
     dropped; `gap` is the validation loss minus theirs, in nats per token."""
     text = sample_documents(corpus.train, len(corpus.val.doc_starts))
-    figures = total(read(loaded, text, **how), corpus)
+    found = read(loaded, text, label="reading as much of the training text", **how)
+    figures = total(found, corpus)
     return {"documents": len(text.doc_starts), **asdict(figures), "gap": validation.loss - figures.loss}
 
 

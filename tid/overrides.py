@@ -46,9 +46,10 @@ def parse_one(setting: str, parser: OverridesParser) -> Override:
         override = parser.parse_overrides([setting])[0]
     except OverrideParseException as error:
         if "=" not in setting:
-            raise ConfigError(
-                f"{setting}: settings are written key=value, for instance {setting}=..."
-            ) from None
+            loader = GlobalHydra.instance().config_loader()
+            groups = [name for name in _own_groups(loader) if setting in loader.get_group_options(name)]
+            example = f"{groups[0]}={setting}" if groups else f"{setting}=..."
+            raise ConfigError(f"{setting}: settings are written key=value, for instance {example}") from None
         why = str(error).partition("\nSee ")[0].replace("\n", " ")
         key, _, value = setting.partition("=")
         raise ConfigError(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tid.data import TokenFile
+from tid.data.progress import progress
 from tid.model import Decoder
 from tid.precision import autocast
 
@@ -78,11 +79,12 @@ class Predictions:
 
 @torch.no_grad()
 def predict(
-    model: Decoder, tokens: np.ndarray, windows: Windows, *, context: int, batch_size: int, precision: str
-) -> Predictions:
+    model: Decoder, tokens: np.ndarray, windows: Windows, *, context: int, batch_size: int, precision: str,
+    label: str = "reading",
+) -> Predictions:  # fmt: skip
     """Read tokens (N,) in these windows. Batches are whole and made as in tid.validation, for the same nats.
 
-    Raises ValueError when no prediction counts.
+    label: what is said to be done while it takes its time. Raises ValueError when no prediction counts.
     """
     if not len(windows.starts):
         raise ValueError("the text has no token to predict")
@@ -90,13 +92,15 @@ def predict(
     padded = np.concatenate((np.asarray(tokens), np.zeros(context, np.uint16)))
     stream = torch.from_numpy(padded.view(np.int16)).to(device)
     offset, found = np.arange(context), []
-    for at in range(0, len(windows.starts), batch_size):
-        chosen = np.arange(at, at + batch_size) % len(windows.starts)  # the last batch is filled from the beginning
-        inside = torch.from_numpy(windows.starts[chosen][:, None] + np.arange(context + 1)).to(device)
-        figures = batch_figures(model, stream[inside].long() & 0xFFFF, precision).double().cpu().numpy()
-        chosen = chosen[: len(windows.starts) - at]
-        row, before = np.nonzero((windows.first[chosen, None] <= offset) & (offset < windows.last[chosen, None]))
-        found.append((windows.starts[chosen][row] + before, before + 1, *figures[:, row, before]))
+    with progress(label, len(windows.starts), " windows") as shown:
+        for at in range(0, len(windows.starts), batch_size):
+            chosen = np.arange(at, at + batch_size) % len(windows.starts)  # the last batch is filled from the beginning
+            inside = torch.from_numpy(windows.starts[chosen][:, None] + np.arange(context + 1)).to(device)
+            figures = batch_figures(model, stream[inside].long() & 0xFFFF, precision).double().cpu().numpy()
+            chosen = chosen[: len(windows.starts) - at]
+            row, before = np.nonzero((windows.first[chosen, None] <= offset) & (offset < windows.last[chosen, None]))
+            found.append((windows.starts[chosen][row] + before, before + 1, *figures[:, row, before]))
+            shown.advance(len(chosen))
     index, before, nats, entropy, confidence, correct = map(np.concatenate, zip(*found, strict=True))
     target = np.asarray(tokens)[index + 1].astype(np.int64)
     return Predictions(index, target, nats, entropy, confidence, correct.astype(bool), before)

@@ -2,6 +2,7 @@
 
 import signal
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +27,23 @@ class CellLauncher(Launcher):
     of the signal that stopped it."""
 
     here = False  # do the cells run on this machine?
+    needs: str | None = None  # a package that is not installed with tid
     run_cells: Callable[[list, Any], int]
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        from tid.config import ConfigError
+
         self.context, self.config, self.settings = hydra_context, config, sweep_settings(config)
+        if self.needs and not self.settings.dry_run and find_spec(self.needs) is None:
+            raise ConfigError(
+                f"hydra/launcher={config.hydra.runtime.choices['hydra/launcher']}: needs {self.needs}; "
+                f"pip install {self.needs}"
+            )
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """For other sweepers than TID's. A job that failed returns the reason as an exception."""
         from tid.config import coerced, plain
-        from tid.sweep.conduct import check_all
+        from tid.sweep.conduct import refuse
         from tid.sweep.plan import freeze, make_cells
         from tid.sweep.screen import Screen
 
@@ -44,7 +53,7 @@ class CellLauncher(Launcher):
             configs.append(coerced({key: value for key, value in plain(composed).items() if key != "hydra"}))
         cells = make_cells(configs, [list(job) for job in job_overrides], self.settings.retry_failed)
         todo = [cell for cell in cells if cell.to_run]
-        check_all(todo, self.here)
+        refuse(todo, self.here)
         for cell in todo:
             freeze(cell)
         if self.run_cells(todo, Screen(cells)):
@@ -177,7 +186,9 @@ class OptunaSweeper(CellSweeper):
 
         fixed, space, seeds = grid.search_space(grid.settings_of(self.params, arguments))
         composer = grid.Composer(self.config.hydra.job.config_name)
-        common = what_is_common(composer([*fixed, *grid.first_values(space), seeds[0]]), seeds)
+        first = [*fixed, *grid.first_values(space), seeds[0]]
+        composed = composer(first)
+        common = what_is_common(composed, seeds)
         folder = sweep_folder(self.settings)
         search = Search(self.settings.name, folder / ".sweep", space, **self.options, common=common)
         here, runs = getattr(self.launcher, "here", False), {}
@@ -186,13 +197,14 @@ class OptunaSweeper(CellSweeper):
             meant = [[*fixed, *settings, seed] for seed in seeds]
             configs = [composer(words) | {"label": " ".join([*settings, words[-1]])} for words in meant]
             cells = make_cells(configs, meant, self.settings.retry_failed)
-            conduct.check_all(cells, here)
+            conduct.refuse(cells, here)
             return cells
 
         def launch(cells: list) -> int:
             runs.update((cell.name, str(cell.folder)) for cell in cells)
             return conduct.start(cells, self.settings.question, self.launch, Screen(cells))
 
+        conduct.refuse(make_cells([composed], [first], retry_failed=False), here and not self.settings.dry_run)
         study = search.open(make=not self.settings.dry_run)
         screen = Screen([])
         screen.say(f"search of {', '.join(space)}: {search.n_trials} trials of {len(seeds)} seeds by {search.sampler}")

@@ -2,6 +2,7 @@
 
 import shlex
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -22,15 +23,20 @@ def conduct(
     meant: each configuration's settings. launch: runs cells, sets their `state`, and returns 0 or the number of the
     signal that stopped it. here: will they run on this machine? remember: called once all is known to be good.
 
-    Raises ConfigError for a cell that cannot be run, before any is. Leaves with SystemExit: FAILED after a failure,
-    128 + signal when stopped.
+    Raises ConfigError for a cell that cannot be run, or not in reasonable time, before any is. Leaves with SystemExit:
+    FAILED after a failure, 128 + signal when stopped.
     """
     cells = make_cells(configs, meant, sweep.retry_failed)
     todo = [cell for cell in cells if cell.to_run]
-    check_all(todo, here)
+    check_all(todo)
+    slow = too_slow(todo) if here else None
+    if slow and not sweep.dry_run:
+        raise slow
     screen = Screen(cells)
-    screen.listing()
+    screen.listing(cpu_time(todo) if here and sweep.dry_run else None)
     if sweep.dry_run:
+        if slow:
+            screen.say(f"it would be refused: {slow}")
         return cells
     remember()
     stopped = start(cells, sweep.question, launch, screen)
@@ -53,24 +59,52 @@ def start(cells: list[Cell], question: str, launch: Launch, screen: Screen) -> i
     return launch(todo, screen)
 
 
-def check_all(cells: list[Cell], here: bool) -> None:
-    """Build every component and hold them against each other, and against this machine if they run `here`.
-
-    Raises ConfigError, which names the cell.
-    """
+def check_all(cells: list[Cell]) -> None:
+    """Build every component and hold them against each other. Raises ConfigError, which names the cell."""
     if not cells:
         return
-    from tid.device import choose_device, refuse_slow  # and with it torch, for which a sweep that is done need not wait
-    from tid.job import refuse_nonsense
+    from tid.job import refuse_nonsense  # and with it torch, for which a sweep that is done need not wait
 
     for cell in cells:
         try:
             refuse_nonsense(cell.settings, build(cell.config))
         except ConfigError as error:
             raise ConfigError(f"{error}\n  in the run {cell.label}") from None
-    for cell in {cell.size: cell for cell in cells}.values() if here else []:
-        model = instantiate(cell.config["model"], "model")
-        refuse_slow(cell.settings, model, choose_device(cell.settings.device), sys.argv[1:])
+
+
+def refuse(cells: list[Cell], here: bool) -> None:
+    """`check_all`; also raises what is `too_slow` to be run `here`."""
+    check_all(cells)
+    if here and (slow := too_slow(cells)):
+        raise slow
+
+
+def too_slow(cells: list[Cell]) -> ConfigError | None:
+    """Why cells would be refused on this machine: the first that would. None when none would."""
+    if not cells:
+        return None
+    from tid.device import choose_device, refuse_slow
+
+    sizes = Counter(cell.size for cell in cells)
+    for cell in {cell.size: cell for cell in cells}.values():
+        model, device = instantiate(cell.config["model"], "model"), choose_device(cell.settings.device)
+        try:
+            refuse_slow(cell.settings, model, device, sys.argv[1:], runs=sizes[cell.size])
+        except ConfigError as error:
+            return error
+    return None
+
+
+def cpu_time(cells: list[Cell]) -> str | None:
+    """How long the steps of cells take one after the other on this machine's CPU, as "12 days"; None if a GPU has
+    them."""
+    if not cells:
+        return None
+    from tid.device import choose_device, in_words, run_hours
+
+    if any(choose_device(cell.settings.device).type == "cuda" for cell in cells):
+        return None
+    return in_words(sum(run_hours(cell.settings, instantiate(cell.config["model"], "model")) for cell in cells))
 
 
 def command() -> str:

@@ -42,10 +42,7 @@ class Ray:
         self.cells: dict[str, Cell] = {}
 
     def submit(self, cells: list[Cell]) -> dict[str, Cell]:
-        try:
-            import ray
-        except ImportError:
-            raise ConfigError("hydra/launcher=ray_cluster: needs Ray; pip install ray") from None
+        import ray
 
         try:
             knock(str(self.init.get("address") or ""))

@@ -95,10 +95,7 @@ class Slurm:
 
     def sbatch(self, cells: list[Cell]) -> list[str]:
         """The job numbers of the cells; several are one array."""
-        try:
-            import submitit
-        except ImportError:
-            raise ConfigError("hydra/launcher=slurm: needs submitit; pip install submitit") from None
+        import submitit
 
         try:
             executor = submitit.AutoExecutor(self.folder, "slurm", slurm_max_num_timeout=self.max_num_timeout)

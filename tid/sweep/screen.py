@@ -75,8 +75,9 @@ class Screen:
 
     # --------------------------------------------------------------------------------------------- before
 
-    def listing(self) -> None:
-        """Every cell and what will be done with it; counts; an estimate of the time."""
+    def listing(self, guess: str | None = None) -> None:
+        """Every cell and what will be done with it; counts; an estimate of the time: where no finished run tells it,
+        `guess`, for all that is to be run."""
         table = Table(box=None, pad_edge=False, show_header=False)
         for number, cell in enumerate(self.cells[:LISTED]):
             doing = MEANING[cell.state]
@@ -87,7 +88,7 @@ class Screen:
         if len(self.cells) > LISTED:
             self.say(f"... and {len(self.cells) - LISTED} more")
         self.say(f"{len(self.cells)} runs: {tally(MEANING[state] for state in states_of(self.cells))}")
-        self.say(self.estimate())
+        self.say(self.estimate(guess))
         others = [cell for cell in self.cells if other_code(cell)]
         if others:
             made_by = "; ".join(sorted({revision.in_words(cell.code) for cell in others}))
@@ -98,12 +99,14 @@ class Screen:
                 "comparison mixes them with new runs unasked; delete their folders to run them again"
             )
 
-    def estimate(self) -> str:
+    def estimate(self, guess: str | None) -> str:
         left = [cell for cell in self.cells if cell.to_run]
         seconds = [expected_seconds(cell, self.cells) for cell in left]
         known = [value for value in seconds if value is not None]
         if not left:
             return "nothing is left to run"
+        if not known and guess is not None:
+            return f"{len(left)} to run, very roughly {guess} one after the other, judged by the speed of this CPU"
         if not known:
             return f"{len(left)} to run; no run of this size has finished here yet, so how long it takes is not known"
         total = sum(known) * len(left) / len(known)
