@@ -105,4 +105,5 @@ def log(tracker: Any, found: Diagnostics, name: str, churn: float, step: int) ->
         columns = [rates.groups, rates.seen.tolist(), rates.rates[name].tolist()]
         rows = [list(cells) for cells in zip(*columns, strict=True)]
         tracker.log_table(f"{FOLDER}/by_{key}", [key, "tokens", "drop_rate"], rows, step)
-        tracker.log_image(f"{FOLDER}/drop_rate_by_{key}", plots.pixels(plots.drop_rate(rates, found.rate)), step)
+        figure = plots.drop_rate(rates, found.drop_rate[name])
+        tracker.log_image(f"{FOLDER}/drop_rate_by_{key}", plots.pixels(figure), step)

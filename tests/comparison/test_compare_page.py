@@ -8,6 +8,7 @@ import subprocess
 
 import pytest
 import synthetic
+from browser import Browser
 
 from tid.comparison import drawing, page, plots, report
 from tid.comparison.folders import read_all
@@ -211,6 +212,30 @@ def test_a_phone_scrolls_tables_and_not_the_page(text, tmp_path):
     path.write_text(text.replace("<head>", f"<head>{BEFORE}").replace("</body>", f"{AFTER}</body>"))
     seen = browse(path, "--window-size=500,900")  # the narrowest window that Chromium makes
     assert seen["widths"][0] <= seen["widths"][1] <= 500
+
+
+@needs_browser
+def test_tables_and_figures_can_be_read_on_a_phone(text, tmp_path):
+    path = tmp_path / "page.html"
+    path.write_text(text)
+    with Browser(tmp_path / "chrome") as browser:
+        browser.open(path)
+        cut = "[...document.querySelectorAll('.scroll')].filter(s => s.scrollWidth > s.clientWidth).length"
+        assert browser.run(cut) == 0  # at 1280 px
+        browser.resize(390)
+        assert browser.run("document.documentElement.scrollWidth") == 390
+        smallest = """Math.min(...[...document.querySelectorAll('figure svg text')].map(text =>
+            parseFloat(getComputedStyle(text).fontSize) * text.ownerSVGElement.getScreenCTM().a))"""
+        assert browser.run(smallest) >= 11
+        place = """(() => { const table = document.querySelectorAll('table.sortable')[1], box = table.parentElement;
+            const left = (element) => element.getBoundingClientRect().left - box.getBoundingClientRect().left;
+            const group = table.querySelector('.group span'), first = table.tBodies[0].rows[0].cells[0];
+            const at = () => [left(table.querySelectorAll('tr.keys th')[3]), left(group), left(first)].map(Math.round);
+            const before = at(); box.scrollLeft = 150;
+            return [before, at(), box.clientWidth, first.offsetWidth]; })()"""
+        before, after, width, label = browser.run(place)
+        assert before[0] <= before[1] < before[0] + 20 < width  # "minus no drop" begins above its "difference"
+        assert after[0] < before[0] and label <= after[1] < width and after[2] == before[2] == 0
 
 
 @needs_browser

@@ -135,7 +135,7 @@ def test_pruned_runs_are_censored(three):
     assert entropy.n == 3 and entropy.views["final"].mean == pytest.approx(np.mean([3.95, 4.06, 4.12]))
     assert all(d.method == "none" and "censored" in d.why for d in entropy.differences.values())
     assert found.rows[-1] is entropy  # a mean of survivors is not ranked among the others
-    assert words.answer(found)[0].startswith("Lowest validation loss (equal steps, last step): no drop")
+    assert words.answer(found)[0].startswith("Lowest validation loss (equal steps, last step, all documents): no drop")
     cell = next(cell for cell in found.absent if cell.state == "pruned")
     assert (cell.label, cell.seed) == ("entropy", 3) and "censored" in cell.detail and "step 60 of 200" in cell.detail
 
@@ -216,7 +216,7 @@ def test_the_answer_says_better_worse_and_not_distinguishable(tmp_path):
             drop = "none" if scorer == "none" else "constant"
             write(tmp_path, seed, loss + luck + rng.normal(0, 0.01), scorer=scorer, drop=drop)
     said = words.answer(ask(tmp_path, ["final"]))
-    assert said[0].startswith("Lowest validation loss (equal steps, last step): entropy (")
+    assert said[0].startswith("Lowest validation loss (equal steps, last step, all documents): entropy (")
     assert "Against no drop: -0.1" in said[1] and said[1].endswith("5 pairs: better.")
     assert "Of 3 tested against no drop: 1 better, 1 worse, 1 not distinguishable." in said
     assert "Of 2 tested against random at the same rate: 2 better, 0 worse, 0 not distinguishable." in said

@@ -12,7 +12,7 @@ import pytest
 import synthetic
 
 from tid.comparison.folders import find, plan, question, read_all
-from tid.comparison.runs import Run, at_budget, measured, read
+from tid.comparison.runs import DROP_POINTS, Run, at_budget, measured, read, read_metrics
 from tid.config import ConfigError
 
 
@@ -62,6 +62,23 @@ def test_the_place_is_chosen_on_the_even_documents_and_the_odd_ones_are_reported
     assert at_budget(run, "flops", 40, "loss") == 8.0
     assert at_budget(run, "flops", 38, "loss") == pytest.approx(1 + 0.8 * 7)  # 2.4 on the even, there
     assert at_budget(run, "flops", 32, "loss") == 7.0  # 3.6 on the even: not better than 3.0
+
+
+@pytest.mark.parametrize(("steps", "log_every"), [(48, 10), (40 * DROP_POINTS, 4)])
+def test_a_drop_rate_stands_in_the_middle_of_the_steps_that_it_is_the_mean_of(tmp_path, steps, log_every):
+    """A linear schedule is a straight line, with rows of validation in between and rows left out."""
+    scheduled = 0.3 * (1 - np.arange(steps) / steps)
+    ends = sorted({*range(log_every, steps, log_every), *range(16, steps, 16), steps})
+    means = [scheduled[begin:end].mean() for begin, end in zip([0, *ends], ends, strict=False)]
+    rows = [{"step": e, "drop_rate_scheduled": r, "drop_rate_realised": r} for e, r in zip(ends, means, strict=True)]
+    for row in rows:
+        row |= {} if row["step"] % 16 else {"val_loss": 4.0}
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    drops = read_metrics(tmp_path)["drops"]
+    assert len(drops["step"]) == min(len(rows), len(range(0, len(rows), len(rows) // DROP_POINTS or 1)))
+    slope = np.diff(drops["realised"]) / np.diff(drops["middle"])
+    assert slope == pytest.approx(-0.3 / steps)
 
 
 def test_a_run_that_says_running_without_a_process_is_killed(tmp_path):

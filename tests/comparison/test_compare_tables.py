@@ -35,6 +35,17 @@ def test_the_terminal_keeps_to_100_columns_and_has_everything(found):
     assert "\033" not in text  # no terminal here
 
 
+def test_heads_say_which_documents_a_figure_is_of(found):
+    """Final is of all, the reported best of the odd ones: side by side they must not pass for the same."""
+    assert tables.results(found).header[2:4] == ["final bpc, all documents", "best bpc, odd documents"]
+    assert [head for head in tables.units(found).header if "bpc" in head] == [
+        "final bpc, all documents", "best bpc, all documents", "best bpc, odd documents",
+    ]  # fmt: skip
+    for row, cells in zip(found.rows, tables.results(found).rows, strict=True):
+        assert cells[3] == tables.mean_sd(row.figures["report", "bpc"])
+    assert "may read higher than final" in " ".join(tables.terminal(found).split())
+
+
 def test_columns_are_aligned(found):
     lines = tables.aligned(tables.results(found)).splitlines()
     rule = next(line for line in lines if line.startswith("---"))

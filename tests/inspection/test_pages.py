@@ -104,6 +104,19 @@ def test_the_inspection_page(browser, trained, tmp_path):
     assert shown == "".join(found.texts)
 
 
+def test_links_at_the_top_lead_to_every_section(browser, trained, tmp_path):
+    browser.resize(390)
+    browser.open(html_of(study(wish(trained)), tmp_path / "inspect.html"))
+    for link in range(browser.run("document.querySelectorAll('nav a').length")):
+        browser.run(f"document.querySelectorAll('nav a')[{link}].click()")
+        browser.run("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+        assert abs(browser.run("document.querySelector(location.hash).getBoundingClientRect().top")) < 5
+    sections = browser.run("[...document.querySelectorAll('main section[id]')].map(s => '#' + s.id)")
+    linked = browser.run("[...document.querySelectorAll('nav a')].map(a => a.hash)")
+    assert linked == sections and "#dropping" in linked
+    browser.resize(1280)
+
+
 def test_hovering_shows_the_tokens_figures_and_the_slider_strikes_others(browser, trained, tmp_path):
     found = study(wish(trained, scorers=scorers("entropy", "random")))
     browser.open(html_of(found, tmp_path / "inspect.html"))

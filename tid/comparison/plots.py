@@ -36,7 +36,7 @@ from tid.comparison.words import VIEW, level, name
 
 FOREST_ROWS = 40
 PANELS = 4  # of the heat map
-CELL_SIGNS = 5  # columns up to which a cell has room for larger digits
+CELL_COLUMNS = 5  # up to which a cell has room for four decimals; beyond, it is in thousandths
 SAME_RATE = 0.01
 
 
@@ -49,11 +49,15 @@ def figures(report: Report) -> dict[str, tuple[Figure, str]]:
     primary = f"{unit} ({VIEW[report.primary]})"
     far = _far_words(report)
     shown = {
-        "curves": (curves(report, chosen), f"Validation {unit} (all documents) while training: mean over seeds, band ± sd.{rest}{far}"),
+        "curves": (
+            curves(report, chosen),
+            f"Validation {unit} (all documents) while training: mean over seeds, band ± sd.{rest}{far}",
+        ),
         "forest": (forest(report, chosen), _forest_words(report)),
         "heat": (
             heat_map(report),
-            f"{primary} minus no drop's, scorer by schedule. Orange: lower, which is better; purple: higher.",
+            f"{primary} minus no drop's{', in thousandths' if _thousandths(report) else ''}, scorer by schedule. "
+            "Orange: lower, which is better; purple: higher.",
         ),
         "cost": (
             costs(report, chosen),
@@ -186,8 +190,8 @@ def _panel(axes: Axes, cells: dict[tuple[str, str], Row], report: Report, larges
     for (y, x), value in np.ndenumerate(values):
         if np.isfinite(value):
             dark = abs(value) > 0.62 * (largest or 1.0)
-            size = 8 if len(schedules) <= CELL_SIGNS else 6
-            axes.text(x + 0.5, y + 0.5, f"{value:+.4f}", ha="center", va="center", fontsize=size,
+            text = f"{1000 * value:+.{int(abs(value) < 0.1)}f}" if _thousandths(report) else f"{value:+.4f}"
+            axes.text(x + 0.5, y + 0.5, text, ha="center", va="center", fontsize=8,
                       color="#ffffff" if dark else "#000000")  # fmt: skip
     axes.set_yticks(np.arange(len(scorers)) + 0.5, scorers)
     axes.set_xticks(np.arange(len(schedules)) + 0.5, schedules, rotation=30 if len(schedules) > 3 else 0,
@@ -197,6 +201,11 @@ def _panel(axes: Axes, cells: dict[tuple[str, str], Row], report: Report, larges
     axes.grid(False)
     axes.spines[:].set_visible(False)
     colour(axes)
+
+
+def _thousandths(report: Report) -> bool:
+    dropping = [row.configuration for row in report.rows if row.n and not row.configuration.is_baseline]
+    return len({c.names.get("drop_schedule") for c in dropping}) > CELL_COLUMNS
 
 
 def costs(report: Report, chosen: dict[str, Style]) -> Figure:

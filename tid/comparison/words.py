@@ -10,8 +10,7 @@ VIEW = {"final": "equal steps, last step, all documents", "best": "equal steps, 
         "flops": "equal FLOPs, best, odd documents", "seconds": "equal wall-clock, best, odd documents"}  # fmt: skip
 CONTROL = {"no_drop": "no drop", "random": "random at the same rate"}
 BEST = (
-    "Final is measured on all validation documents; best is chosen on the even ones and measured on the odd ones, which "
-    "had no say in it. So best may read higher than final: compare down a column, not across."
+    "Final is of all validation documents, best of the odd ones (the even chose it): so it may read higher than final."
 )
 CORRECTION = {"bh": "Benjamini-Hochberg", "by": "Benjamini-Yekutieli"}
 

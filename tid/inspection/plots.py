@@ -13,7 +13,7 @@ from tid.inspection.figures import Diagnostics, Rates
 LIGHT = {GRID: "#e3e5e9", PAPER: "#ffffff"}
 WIDTH = 4.8  # inches
 LABELS = 10  # on an axis, at most, of groups in order
-CHARACTERS = 50  # of all of them beside each other; ranges take two lines where they would come too close
+CHARACTERS = 50  # of them beside each other; a range that is longer than its share of these takes two lines
 SAME_RATE = 0.005
 
 
@@ -50,8 +50,8 @@ def drop_rate(rates: Rates, *overall: float) -> Figure:
         axes.axhline(rate, color=OKABE_ITO[number % 6] if differ else INK, lw=0.8, ls=(0, (2, 2)), zorder=1)
     every = -(-len(x) // LABELS) if ordered else 1
     labels = rates.groups[::every]
-    if ordered and max(map(len, labels)) * len(labels) > CHARACTERS:
-        labels = [label.replace("–", "–\n") for label in labels]
+    if ordered:
+        labels = [label if len(label) <= CHARACTERS / len(labels) else label.replace("–", "–\n") for label in labels]
     axes.set_xticks(x[::every], labels, rotation=0 if ordered else 25, ha="center" if ordered else "right")
     axes.set_xlabel(rates.title)
     axes.set_ylabel("dropped")
