@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from runs import CONF
 
 import sweeps
-from hydra_plugins.tid_sweeps import CellLauncher, register
+from hydra_plugins.tid_sweeps import CellLauncher, RayLauncher, SlurmLauncher, register
 from tid.config import ConfigError
 
 SWEEPS = sorted(path.stem for path in (sweeps.ROOT / "sweeps").glob("*.yaml"))
@@ -63,5 +63,6 @@ def test_a_package_that_a_launcher_needs_is_asked_for_at_once():
     config.hydra.runtime.choices = {"hydra/launcher": "elsewhere"}
     with pytest.raises(ConfigError, match="hydra/launcher=elsewhere: needs no_such_package; pip install"):
         Elsewhere().setup(hydra_context=None, task_function=None, config=config)
+    assert (SlurmLauncher.needs, RayLauncher.needs) == ("submitit", "ray")
     config.dry_run = True
     Elsewhere().setup(hydra_context=None, task_function=None, config=config)

@@ -90,6 +90,8 @@ class LocalLauncher(CellLauncher):
 class SlurmLauncher(CellLauncher):
     """Every run as a job of a SLURM cluster: see tid.sweep.on_slurm and conf/hydra/launcher/slurm.yaml."""
 
+    needs = "submitit"
+
     def __init__(self, **parameters: Any) -> None:
         self.parameters = {name: as_python(value) for name, value in parameters.items()}
 
@@ -102,6 +104,8 @@ class SlurmLauncher(CellLauncher):
 
 class RayLauncher(CellLauncher):
     """Every run as a task of a Ray cluster: see tid.sweep.on_ray and conf/hydra/launcher/ray_cluster.yaml."""
+
+    needs = "ray"
 
     def __init__(self, ray: Any) -> None:
         self.ray = as_python(ray)
