@@ -11,7 +11,7 @@ import pytest
 import runs
 import torch
 
-from tid import checkpoint, job
+from tid import checkpoint, job, revision
 from tid.handle import Handle
 from tid.loop import NonFiniteLoss
 from tid.optim import AdamW
@@ -56,12 +56,16 @@ def test_best_is_the_lowest_on_the_selecting_half_and_its_checkpoint_evaluates_t
     assert state["run"]["best"] == best
 
 
-def test_the_same_command_leaves_a_finished_run_alone(finished, tmp_path, capsys):
+def test_the_same_command_leaves_a_finished_run_alone(finished, monkeypatch, capsys):
     before = (finished / "logs/metrics.jsonl").stat().st_mtime_ns
     again = runs.train(finished.parents[2])
     assert again == finished
     assert (finished / "logs/metrics.jsonl").stat().st_mtime_ns == before
-    assert "done already" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "done already" in said and "other code" not in said
+    monkeypatch.setattr(revision, "SOURCE", "0123456789ab")
+    runs.train(finished.parents[2])
+    assert "warning: other code made it (source" in capsys.readouterr().err
 
 
 def test_the_same_seed_gives_the_same_run_and_another_seed_another(finished, tmp_path):

@@ -67,7 +67,7 @@ def train(config: dict, settings: RunConfig, parts: dict, overrides: list[str]) 
     with together() as peers:
         if peers.agree(is_done, folder, config):
             if peers.leads:
-                say_done(folder, load())
+                say_done(folder, load(), config)
             return folder
         device = make_ready(config, settings, parts, overrides, peers)
         if is_baseline(config):
@@ -79,7 +79,7 @@ def train(config: dict, settings: RunConfig, parts: dict, overrides: list[str]) 
             if not peers.agree(is_done, folder, config):
                 train_in(folder, config, settings, parts, corpus, device, peers, overrides, started)
             elif peers.leads:  # by another process, a moment ago
-                say_done(folder, corpus)
+                say_done(folder, corpus, config)
     return folder
 
 

@@ -11,6 +11,7 @@ from tid.data import Corpus
 from tid.logs import RunLog, read_status, say, write_csv, write_status
 from tid.loop import Preempted, Run
 from tid.pruning import prunes_nothing
+from tid.revision import in_words, is_other, present
 
 WRITE_SECONDS = 8  # torchrun kills all processes 30 s after one has failed
 
@@ -21,9 +22,11 @@ def is_done(folder: Path, config: dict) -> bool:
     return state == "done" or (state == "pruned" and not prunes_nothing(config))
 
 
-def say_done(folder: Path, corpus: Corpus) -> None:
-    """Tell that the run has ended. Raises ConfigError when it was another text's."""
+def say_done(folder: Path, corpus: Corpus, config: dict) -> None:
+    """Tell that the run of this configuration has ended. Raises ConfigError when it was another text's."""
     status = read_status(folder) or {}
+    if is_other(status, config):
+        say(f"warning: other code made it ({in_words(status)}) than the present ({in_words(present(config))})")
     if status.get("state") == "pruned":
         state, _ = load_newest(folder / "checkpoints")
         if state:
@@ -47,7 +50,7 @@ def refuse_other_text(trained_on: dict, corpus: Corpus, folder: Path) -> None:
     if changed:
         raise ConfigError(
             f"{folder}: this run was made with another text: {' and '.join(changed)} changed since.\n"
-            "Give the new text another path, or the run another name, or delete the folder to start it again."
+            "Put the first text back, or give the run another name, or delete the folder to start it again."
         )
 
 
