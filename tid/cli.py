@@ -7,7 +7,7 @@
         main()
 
 Exit codes: 0 done, 1 a bug (full traceback), 2 something the user can correct (one message; with
-HYDRA_FULL_ERROR=1 a traceback and 1), 130 interrupted, 143 terminated.
+HYDRA_FULL_ERROR=1 a traceback and 1), 128 + signal for one that stopped it (130 Ctrl-C, 143 SIGTERM).
 """
 
 import functools

@@ -79,7 +79,7 @@ class Run:
 def fit(run: Run) -> None:
     """Train until `total_steps`, from where `run.done` stands (see `resume`).
 
-    Raises NonFiniteLoss, and Preempted on SIGINT or SIGTERM after saving: at most one step is finished first, by
+    Raises NonFiniteLoss, and Preempted on one of tid.signals.STOPS after saving: at most one step is finished first, by
     several processes the few that it takes to agree on one. Each of them comes here, and only the leader writes.
     """
     step, watch = run.step, Stopwatch(run.step.device)

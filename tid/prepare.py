@@ -9,14 +9,14 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from tid import cli
-from tid.config import check, instantiate, plain
+from tid.config import check, coerced, instantiate, plain
 
 
 @cli.entry("train", check=check)
 def main(cfg: DictConfig) -> None:
     from tid.data import load_corpus
 
-    config = plain(cfg)
+    config = coerced(plain(cfg))
     corpus = load_corpus(instantiate(config["data"], "data"), config["data_dir"], config["tokenizer_dir"])
     folder = Path(corpus.manifest["folder"])
     print(f"text in {folder} (manifest.json tells where it is from)")
