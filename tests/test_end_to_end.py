@@ -24,6 +24,7 @@ def run(folder: Path, module: str, *settings: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_a_run_on_real_text_falls_well_below_the_unigram_entropy(tmp_path):
     run_folder = tmp_path / run(tmp_path, "train", *SETTINGS).strip()

@@ -211,6 +211,7 @@ def test_other_formats_are_read_too(hubs, texts):
     assert read_jsonl(folder / "val.jsonl") == texts[41:46]
 
 
+@pytest.mark.slow
 def test_a_hub_that_dies_midway_is_tried_again_then_reported_and_leaves_nothing(hubs):
     [answer] = hubs.dying.answers()
     assert "broke off after" in answer.error and "also when asked again" in answer.error
