@@ -203,24 +203,24 @@ def test_metrics_are_a_ring_of_rows():
 def test_a_pass_that_sees_all_is_the_scoring_pass_too(scorer, mode, flat):
     """Twice the same, once with a scoring pass of its own."""
     steps = []
-    for beside in (True, False):
+    for shared in (True, False):
         step = tiny_step(scorer=scorer, mode=mode, schedule="linear_decay", accumulate_steps=2)
         if flat:
             make = flat_update(step.optim, step.model)
             step.updating = make(step.model, step.learned, step.optim, "fp32", True, False)
-        assert step.scores_beside
-        step.scores_beside = beside
+        assert step.shares_pass
+        step.shares_pass = shared
         steps.append(run(step, 8))
-    shared, own = steps
-    torch.testing.assert_close(shared.metrics, own.metrics, atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(shared.last_scores, own.last_scores, atol=1e-4, rtol=1e-3)
-    assert shared.metrics[:, COLUMNS.index("dropped")].any()
-    assert shared.score_flops == 0 < own.score_flops
+    one, two = steps
+    torch.testing.assert_close(one.metrics, two.metrics, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(one.last_scores, two.last_scores, atol=1e-4, rtol=1e-3)
+    assert one.metrics[:, COLUMNS.index("dropped")].any()
+    assert one.score_flops == 0 < two.score_flops
 
 
 @pytest.mark.parametrize(("scorer", "mode"), [("entropy", "zero"), ("grad_norm", "mask_aux"), ("random", "loss_mask")])
 def test_no_other_pass_is_the_scoring_pass(scorer, mode):
-    assert not tiny_step(scorer=scorer, mode=mode).scores_beside
+    assert not tiny_step(scorer=scorer, mode=mode).shares_pass
 
 
 def test_scoring_is_timed():

@@ -3,7 +3,6 @@
 import ctypes
 import functools
 import os
-import shlex
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 
 from tid.config import DROPPING, ConfigError, RunConfig
+from tid.messages import train_command
 
 MALLOPT_TRIM_THRESHOLD, MALLOPT_MMAP_MAX = -1, -4  # malloc.h
 PATIENCE_HOURS = 1.0  # device=auto starts nothing on a CPU that would take longer
@@ -129,14 +129,9 @@ def refuse_slow(
     raise ConfigError(
         f"no CUDA device, and on this CPU {which} would take about {in_words(hours)} "
         f"({settings.total_steps:,} steps of {step_flops(settings, model) / 1e9:,.0f} GFLOP).\n"
-        f"  a small model on real text, in minutes:  {command(*sweep, 'experiment=quickstart', *kept)}\n"
-        f"  {this + ', all the same:':39}  {command(*insisting)}"
+        f"  a small model on real text, in minutes:  {train_command(*sweep, 'experiment=quickstart', *kept)}\n"
+        f"  {this + ', all the same:':39}  {train_command(*insisting)}"
     )
-
-
-def command(*settings: str) -> str:
-    """The shell command that trains with these settings."""
-    return shlex.join(["python", "-m", "tid.train", *settings])
 
 
 def in_words(hours: float) -> str:

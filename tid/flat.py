@@ -159,7 +159,7 @@ class FlatUpdate(Update):
                 for name, value in found.items():
                     views[p][name].copy_(value)
         counts = [of["step"] for optimizer in state["optimizers"] for of in optimizer["state"].values() if "step" in of]
-        self.count.fill_(max(map(float, counts), default=0.0))  # older checkpoints may differ in some parameters'
+        self.count.fill_(max(map(float, counts), default=0.0))  # torch counts only updates with a gradient
         self.nothing_due.fill_(True)
         if self.copy is not None:
             self.copy.copy_(self.flat)

@@ -1,7 +1,8 @@
-"""Wording of users' errors: the nearest name, a value as YAML writes it, pydantic's findings by YAML key."""
+"""Wording for users: the nearest name, a command, a value as YAML writes it, pydantic's findings by YAML key."""
 
 import json
 import re
+import shlex
 from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import Any
@@ -23,6 +24,11 @@ def nearest(word: str, options: Iterable[str]) -> str | None:
         return by_case[close[0]]
     leaf = get_close_matches(word.rpartition(".")[2], leaves, n=1, cutoff=0.7)
     return leaves[leaf[0]] if leaf else None
+
+
+def train_command(*settings: str) -> str:
+    """The shell command that trains with these settings."""
+    return shlex.join(["python", "-m", "tid.train", *settings])
 
 
 def did_you_mean(word: str, options: Iterable[str], prefix: str = "") -> str:

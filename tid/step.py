@@ -36,7 +36,7 @@ class TrainStep:
     """Model, optimizers and everything else that a step changes; call it once per update.
 
     `fast` (CUDA only) compiles the model block by block and captures the step, and with AdamW keeps the weights flat;
-    without it the same code runs eagerly on any device. `scores_beside`: the mode's own first pass tells the scores.
+    without it the same code runs eagerly on any device. `shares_pass`: the mode's first pass is the scoring pass too.
     """
 
     TENSORS = ("step", "token_seen", "token_drops")
@@ -78,7 +78,7 @@ class TrainStep:
         self.last_scores = torch.full((batch_size, batches.context), torch.nan, device=device)  # for histograms
         caches = cached(dropout.scorer) and self.host_bands.any()
         self.cache = ScoreCache(dropout, mode, batches) if caches else None
-        self.scores_beside = not self.cache and mode.sees_all and dropout.scorer.needs in ("logits", "attention")
+        self.shares_pass = not self.cache and mode.sees_all and dropout.scorer.needs in ("logits", "attention")
         self.score_watch = Stopwatch(device)
         self.train_flops = self.score_flops = 0.0
         self.fast, self.graphs, self.pool = fast, {}, None
@@ -128,7 +128,7 @@ class TrainStep:
         (self.replay if self.fast else self.update)(drops, kept_max)
         shape, context = self.model.shape, self.batches.context
         self.train_flops += self.samples * (self.mode if drops else PLAIN).flops(shape, context, kept_max)
-        if drops and not self.cache and not self.scores_beside:
+        if drops and not self.cache and not self.shares_pass:
             self.score_flops += self.samples * score_flops(shape, context, self.dropout.scorer.needs)
 
     def replay(self, drops: bool, kept_max: int) -> None:
@@ -180,7 +180,7 @@ class TrainStep:
             samples, tokens, targets = self.micro_batch(micro)
             mine = [x[self.mine] for x in (tokens, targets, samples)]
             with self.watching(drops, *mine) as watch, autocast(self.precision, self.device):
-                nats = all_nats(self.updating.compute, *mine[:2]) if drops and self.scores_beside else None
+                nats = all_nats(self.updating.compute, *mine[:2]) if drops and self.shares_pass else None
                 keep, counts = self.choose(tokens, samples, mine, watch) if drops else (None, self.none_dropped(tokens))
                 loss = self.loss(*mine[:2], keep, kept_max, nats)
             last = micro == self.accumulate_steps - 1
@@ -197,7 +197,7 @@ class TrainStep:
         """The context in which passes on tokens, targets and samples `mine` are watched, if they tell the scores."""
         if self.cache:
             return watching(self.dropout, self.updating, *mine, self.updating.beside)
-        if drops and self.scores_beside:  # and needs them at once
+        if drops and self.shares_pass:  # and needs them at once
             return watching(self.dropout, self.updating, *mine, lambda *read: nullcontext())
         return nullcontext()
 
@@ -240,7 +240,7 @@ class TrainStep:
             if self.cache:
                 recalled = self.cache.recall(tokens, samples, self.step)
                 scores = recalled.scores
-            elif self.scores_beside:
+            elif self.shares_pass:
                 scores = distributed.gather_rows(watch.scores())
             else:
                 table = self.updating.table()

@@ -1,7 +1,6 @@
 """summary.json: what a finished run reached, what it cost, and what is needed to run it again."""
 
 import platform
-import shlex
 import statistics
 from collections.abc import Sequence
 
@@ -10,6 +9,7 @@ import torch
 import tid
 from tid import distributed
 from tid.loop import Run
+from tid.messages import train_command
 
 
 def device_name(device: torch.device) -> str:
@@ -26,7 +26,7 @@ def command(overrides: Sequence[str]) -> str:
     gone = ("hydra.", "hydra/", "dry_run=", "fail_fast=", "retry_failed=")
     kept = [word for word in overrides if not word.lstrip("+~").startswith(gone)]
     of_sweep = any(word.startswith("sweeps=") for word in kept)
-    return shlex.join(["python", "-m", "tid.train", *(["-m", "hydra/sweeper=cells"] if of_sweep else []), *kept])
+    return train_command(*(["-m", "hydra/sweeper=cells"] if of_sweep else []), *kept)
 
 
 def summarise(run: Run, *, run_hash: str, start_seconds: float, code: dict, overrides: Sequence[str]) -> dict:

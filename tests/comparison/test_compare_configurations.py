@@ -150,6 +150,16 @@ def test_code_is_its_sources_whatever_the_commit(tmp_path):
     assert agreement.insist(runs, []) == {}
 
 
+def test_runs_without_a_checksum_of_their_sources_are_known_by_their_commit(tmp_path):
+    old = [made(tmp_path, {"seed": seed}, source=None)[0] for seed in (0, 1)]
+    assert agreement.insist(old, []) == {}
+    for run in old:
+        del run.summary["source"]
+    assert agreement.insist(old, []) == {}
+    with pytest.raises(ConfigError, match="code"):
+        agreement.insist([*old, *made(tmp_path, {"seed": 2}, git_sha="e" * 40, source=None)], [])
+
+
 def test_data_that_differ_are_never_in_one_row_even_when_allowed(tmp_path):
     runs = made(tmp_path, {"seed": 0}) + made(tmp_path, {"seed": 1}, **CHANGES["data"])
     (elsewhere,) = made(tmp_path, {"drop_schedule": "none"}, **CHANGES["data"])

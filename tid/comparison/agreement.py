@@ -59,13 +59,14 @@ def _contested(runs: list[Run]) -> list[str]:
 
 def _identity(run: Run, name: str, contested: Iterable[str] = ()) -> str:
     """Texts are the same when their contents are, whatever they are called; code, when its sources are, whatever the
-    commit."""
+    commit: it has to do for runs without a checksum of them."""
     if name == "data":
         return f"{run.summary['data']['train.jsonl']} {run.summary['data']['val.jsonl']}"
     if name == "code":
         versions = run.summary["versions"]
         own = [run.summary.get("own_source", {}).get(module, "") for module in contested]
-        return " ".join([run.summary["source"], versions["tid"], versions["torch"], *own])
+        source = run.summary.get("source") or str(run.summary["git_sha"])
+        return " ".join([source, versions["tid"], versions["torch"], *own])
     return fact(run, name)
 
 

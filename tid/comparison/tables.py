@@ -277,5 +277,5 @@ def _run_figures(run: Run) -> list:
     if not run.summary:
         return [""] * (len(MOMENTS) * len(UNITS) + len(COSTS) + 2)
     figures = [measured(run, moment, unit) for moment in MOMENTS for unit in UNITS]
-    code = [run.summary["git_sha"] or "", run.summary["source"]]
+    code = [run.summary["git_sha"] or "", run.summary.get("source", "")]
     return [*figures, *(run.summary[name] for name in COSTS), *code]

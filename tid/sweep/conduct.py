@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from tid.config import ConfigError, SweepConfig, build, instantiate
+from tid.messages import train_command
 from tid.sweep.plan import Cell, freeze, make_cells, record, sweep_folder
 from tid.sweep.screen import Screen
 
@@ -110,7 +111,7 @@ def cpu_time(cells: list[Cell]) -> str | None:
 def command() -> str:
     """The command line of this sweep."""
     words = [word for word in sys.argv[1:] if word not in ("retry_failed=true", "dry_run=true")]
-    return shlex.join(["python", "-m", "tid.train", *words])
+    return train_command(*words)
 
 
 def compare_command(folders: Iterable[Path]) -> str:
