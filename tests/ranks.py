@@ -17,7 +17,8 @@ from tiny import build, run, tiny_step, tiny_text, weights
 
 from tid import distributed
 from tid.flat import flat_update
-from tid.peers import together
+from tid.pieces import Pieces
+from tid.processes import together
 from tid.step import TrainStep
 from tid.validation import Validation
 
@@ -47,7 +48,7 @@ def outcome(device: torch.device, flat: bool = False, **settings: Any) -> dict:
     if flat and device.type == "cpu":
         optim = build("optim", "adamw", lr=3e-3, warmup_steps=2)
         make = flat_update(optim, step.model)
-        step.updating = make(step.model, step.learned, optim, "fp32", step.accumulate_steps > 1, False)
+        step.updating = make(step.model, step.learned, optim, "fp32", step.accumulate_steps > 1, Pieces())
     run(step, STEPS)
     nats = validation(device).nats(step.trained)
     found = {

@@ -46,10 +46,10 @@ def train(folder: Path, *more: str) -> Path:
 
 def tell_of_another_text(run: Path) -> None:
     """Have the files of a run say that its training text was another."""
-    last = run / "checkpoints/last.pt"
-    state = checkpoint.load(last)
-    state["run"]["data"]["train.jsonl"] = "0" * 64
-    checkpoint.save({key: value for key, value in state.items() if key != "format"}, last)
+    for file in (run / "checkpoints/last.pt", run / "checkpoints/best.pt"):
+        state = checkpoint.load(file)
+        state["run"]["data"]["train.jsonl"] = "0" * 64
+        checkpoint.save({key: value for key, value in state.items() if key != "format"}, file)
     if (run / "summary.json").exists():
         summary = read(run, "summary.json")
         summary["data"]["train.jsonl"] = "0" * 64

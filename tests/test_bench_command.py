@@ -75,7 +75,7 @@ def test_a_model_that_is_named_is_timed_on_a_cpu_too():
         ("batch_size=8,0", "batch_size.1: wanted a value greater than or equal to 1, got 0"),
         ("peers=eager,eager", "peers: the same value is there twice"),
         ("kernels=attention,all device=cpu", "kernels: those by hand need a CUDA GPU and compile=true"),
-        ("kernels=norm", "kernels.0: wanted 'none', 'attention', 'swiglu_gradient', 'cross_entropy' or 'all'"),
+        ("kernels=norm", "kernels.0: wanted 'auto', 'none', 'all', 'attention', 'swiglu_gradient', 'cross_entropy' or"),
         ("scorer=random seeed=1", "seeed: unknown key; did you mean seed?"),
     ],
 )

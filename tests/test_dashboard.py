@@ -64,6 +64,38 @@ def test_runs_that_were_logged_nowhere_make_no_dashboard(tmp_path):
         dashboard.place(made_with(tmp_path, mode="disabled"), None)
 
 
+SAVE_AGAIN = """
+import sys
+from pathlib import Path
+from tid import dashboard
+for question in ("", "Which scorer?"):
+    dashboard.save(Path("scorers"), {"entity": "me", "project": "tid", "group": "scorers"}, question)
+"""
+
+
+def test_a_second_time_the_workspace_is_updated_and_the_report_left_alone(tmp_path):
+    with WandbServer() as server:
+        env = clean_environment(tmp_path / "home", WANDB_BASE_URL=server.url, WANDB_API_KEY=KEY)
+        made = call(tmp_path, "-c", SAVE_AGAIN, **env)
+        assert made.returncode == 0 and made.stderr == "", made.stderr
+        first, again = made.stdout.splitlines()[:2], made.stdout.splitlines()[2:]
+        assert first == again and len(server.kept) == 2
+        workspace, report, updated = server.views
+        assert report["displayName"] == "Sweep scorers" and report["description"] == ""
+        assert updated["name"] == workspace["name"] and updated["id"] == next(iter(server.kept))
+
+        mine = json.loads(server.kept[updated["id"]]["spec"])  # somebody adds a section, and deletes the report
+        sections = mine["section"]["panelBankConfig"]["sections"]
+        mine["section"]["panelBankConfig"]["sections"] = [sections[0] | {"name": "my own"}, *sections]
+        server.kept = {updated["id"]: updated | {"spec": json.dumps(mine)}}
+        made = call(tmp_path, "-c", SAVE_AGAIN, **env)
+        assert made.returncode == 0 and made.stderr.count("is not there any more; made anew") == 1, made.stderr
+        assert len(server.kept) == 2
+        spec = json.loads(server.kept[updated["id"]]["spec"])
+        names = [section["name"] for section in spec["section"]["panelBankConfig"]["sections"]]
+        assert names == ["sweep scorers", "my own"]
+
+
 # ---------------------------------------------------------------------------------------------- trouble
 
 WORDS = {

@@ -95,6 +95,17 @@ def test_hopeless_sweep_is_refused_with_sweeps_that_work():
     assert small.index("python") == same.index("python")
 
 
+def test_under_torchrun_the_same_run_is_offered_under_torchrun(monkeypatch):
+    told = {"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "4", "RANK": "0", "LOCAL_RANK": "0"}
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError) as error:
+        refuse_slow(*asked(), CPU, ["model=gpt_50m", "name=my run"])
+    _, small, same = str(error.value).splitlines()
+    assert small.endswith("  python -m tid.train experiment=quickstart")  # its batch of 4 is for one process
+    assert same.endswith(" torchrun --nproc_per_node=4 -m tid.train model=gpt_50m 'name=my run' device=cpu")
+
+
 def test_nothing_is_refused_that_is_short_or_insisted_on_or_on_a_gpu():
     refuse_slow(*asked(total_steps=1), CPU, [])
     refuse_slow(*asked(device="cpu"), CPU, [])

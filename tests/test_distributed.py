@@ -13,7 +13,7 @@ import torch
 
 from tid import checkpoint, job
 from tid.config import ConfigError
-from tid.torchrun import refuse_uneven
+from tid.torchrun import AFTERWARDS, refuse_uneven
 
 pytestmark = pytest.mark.slow  # each starts processes that train
 
@@ -177,7 +177,7 @@ def test_what_cannot_be_done_is_refused_once_before_anything_is_written(
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
         assert done.returncode == 2 and not done.stdout
         told.append(done.stderr)
-    assert refusal in told[0] and not told[1]
+    assert refusal in told[0] and told[0].endswith(f"\n{AFTERWARDS}\n") and not told[1]
     assert {path.name for path in tmp_path.iterdir()} <= {"train.jsonl", "val.jsonl"}
 
 

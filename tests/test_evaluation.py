@@ -135,7 +135,7 @@ def test_a_folder_from_elsewhere_needs_a_text(run, exported):
     kept = record.read_bytes()
     record.unlink()
     try:
-        with pytest.raises(ConfigError, match="does not say which text it was trained on; give one as data="):
+        with pytest.raises(ConfigError, match="does not say which text it was trained on; name one: data="):
             figures(run, exported)
     finally:
         record.write_bytes(kept)

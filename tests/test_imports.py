@@ -11,7 +11,7 @@ LAYERS = [  # top first: nothing here may reach a module of a line above its own
     {"tid.step", "tid.validation", "tid.checkpoint", "tid.tracking", "tid.logs"},
     {"tid.update", "tid.flat", "tid.twin", "tid.model", "tid.dropout", "tid.drop_modes", "tid.optim", "tid.data"},
     {"tid.scorers", "tid.selectors", "tid.schedules", "tid.randomness"},
-    {"tid.capture", "tid.timing", "tid.precision", "tid.component", "tid.distributed", "tid.torchrun", "tid.peers"},
+    {"tid.capture", "tid.timing", "tid.precision", "tid.component", "tid.distributed", "tid.torchrun", "tid.processes"},
 ]
 COMMAND_LINE = {"tid.cli", "tid.overrides", "tid.sweep.grid"}
 CONFIGURATION = COMMAND_LINE | {"tid.config", "tid.messages"}

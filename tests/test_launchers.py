@@ -30,6 +30,21 @@ def test_joblib_runs_frozen_cells_and_says_which_failed(tmp_path, monkeypatch):
     assert [cell.state for cell in sweeps.cells(tmp_path, *joblib[2:], "optim.lr=1e-2,1e30")] == ["done", "failed"]
 
 
+@pytest.mark.slow
+def test_a_killed_worker_of_joblib_leaves_a_sweep_that_the_same_command_finishes(tmp_path):
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    sweep = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "scorer=none", "seed=0,1,2,3", "total_steps=100"]
+    begun = sweeps.begin(tmp_path, *sweep, "checkpoint_every=10")
+    sweeps.until(lambda: any("seed2" in name for name in sweeps.pids(tmp_path)))
+    sweeps.kill(next(pid for name, pid in sweeps.pids(tmp_path).items() if "seed2" in name))
+    assert begun.wait(30) == 128 + signal.SIGKILL
+    said = sweeps.said(tmp_path)
+    assert "a worker process was killed" in said and "Traceback" not in said
+    assert re.search(r"4 runs: [12] done, [^f]*\nthe same command goes on where it stopped: ", said), said
+    again = sweeps.sweep(tmp_path, *sweep, "checkpoint_every=10")
+    assert again.returncode == 0 and "4 runs: 4 done" in again.stderr, again.stderr
+
+
 class Processes:
     """The least cluster there is: its jobs are processes of this machine."""
 
@@ -162,6 +177,7 @@ def test_a_launcher_without_its_cluster_is_refused_in_one_message(tmp_path, monk
     refused = sweeps.sweep(tmp_path, "scorer=none", f"hydra/launcher={launcher}", *address)
     assert refused.returncode == 2 and "Traceback" not in refused.stderr, refused.stderr
     assert re.search(rf"error: hydra/launcher={launcher}: (needs \w+; pip install|.*srun|.*refused)", refused.stderr)
+    assert launcher == "ray_cluster" or not (tmp_path / "outputs").exists()  # Ray is asked once all is ready
 
 
 # ---------------------------------------------------------------------------------------------- slots and GPUs

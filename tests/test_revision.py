@@ -103,6 +103,38 @@ def test_a_module_of_ones_own_counts_for_the_runs_that_use_it(mine):
     assert revision.own_source(mine("") | {"drop_schedule": {"_target_": "tid.schedules.NoDrop"}}) == {}  # not used
 
 
+def test_what_a_module_of_ones_own_imports_of_ones_own_counts_too(mine, tmp_path):
+    files = {
+        "__init__": "", "deep": "from . import deeper\nfrom .. import own_parts\n", "deeper": "import own_margin\n",
+        "lazy": "", "spare": "",
+    }  # fmt: skip
+    (tmp_path / "own_parts/more").mkdir(parents=True)
+    for name, text in files.items():
+        (tmp_path / "own_parts" / f"{name}.py").write_text(text)
+    (tmp_path / "own_parts/more/far.py").write_text("import numpy, torch.nn.functional, json, gone\n")
+    config = mine("import own_parts.deep\ndef late():\n    from own_parts import lazy\n    import own_parts.more.far\n")
+    reached = {"", ".deep", ".deeper", ".lazy", ".more.far"}
+    assert revision.own_modules("own_margin").keys() == {"own_margin"} | {f"own_parts{name}" for name in reached}
+    assert "own_parts" not in sys.modules  # nothing is imported to find out
+    before = revision.own_source(config)
+    assert before.keys() == {"own_margin"} and revision.own_source(config) == before
+    for name in (*files, "more/far"):
+        file = tmp_path / "own_parts" / f"{name}.py"
+        text = file.read_text()
+        file.write_text(text + "# changed\n")
+        assert (revision.own_source(config) == before) == (name == "spare"), name
+        file.write_text(text)
+
+
+def test_a_module_in_a_package_of_ones_own_has_its_packages_with_it(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "own_all/inner").mkdir(parents=True)
+    for name in ("own_all/__init__", "own_all/inner/__init__", "own_all/inner/margin", "own_all/other"):
+        (tmp_path / f"{name}.py").write_text("from ..other import x\n" if name.endswith("margin") else "")
+    found = revision.own_modules("own_all.inner.margin")
+    assert found.keys() == {"own_all", "own_all.inner", "own_all.inner.margin", "own_all.other"}
+
+
 def test_other_code_is_told_by_its_sources_whatever_the_commit(monkeypatch):
     monkeypatch.setattr(revision, "git_sha", lambda: "a" * 40 + "-dirty")
     assert not revision.is_other({"git_sha": "b" * 40, "source": revision.SOURCE}, {})  # a commit of the README

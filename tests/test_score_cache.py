@@ -10,6 +10,7 @@ from tiny import CONTEXT, assert_same, build, run, tiny_shape, tiny_step, varian
 from tid.dropout import check_combination
 from tid.flat import flat_update
 from tid.loop import cache_figures
+from tid.pieces import Pieces
 from tid.schedules import Late
 from tid.score_cache import ScoreCache, first_epoch
 from tid.step import COLUMNS
@@ -209,7 +210,7 @@ def test_flat_steps_keep_the_same_scores(scorer, mode):
     """On a GPU the gradient of the embeddings is handed over by the twin, the attention seen by its blocks."""
     plain, flat = (step_of(scorer, "cached", mode=mode, epochs=2) for _ in range(2))
     make = flat_update(flat.optim, flat.model)
-    flat.updating = make(flat.model, flat.learned, flat.optim, "fp32", False, False)
+    flat.updating = make(flat.model, flat.learned, flat.optim, "fp32", False, Pieces())
     for step in (plain, flat):
         run(step, EPOCH + 3)
     torch.testing.assert_close(flat.cache.scores, plain.cache.scores, atol=1e-4, rtol=1e-3, equal_nan=True)

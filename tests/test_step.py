@@ -20,6 +20,7 @@ from tiny import (
 
 from tid.drop_modes import DropMode, Loss, plain_loss
 from tid.flat import flat_update
+from tid.pieces import Pieces
 from tid.step import COLUMNS
 
 OPTIMIZERS = ["adamw", "muon"]
@@ -207,7 +208,7 @@ def test_a_pass_that_sees_all_is_the_scoring_pass_too(scorer, mode, flat):
         step = tiny_step(scorer=scorer, mode=mode, schedule="linear_decay", accumulate_steps=2)
         if flat:
             make = flat_update(step.optim, step.model)
-            step.updating = make(step.model, step.learned, step.optim, "fp32", True, False)
+            step.updating = make(step.model, step.learned, step.optim, "fp32", True, Pieces())
         assert step.shares_pass
         step.shares_pass = shared
         steps.append(run(step, 8))

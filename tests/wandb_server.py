@@ -18,6 +18,7 @@ class WandbServer:
     def __init__(self, trouble: str | int = "") -> None:
         self.trouble = trouble
         self.views: list[dict] = []
+        self.kept: dict[str, dict] = {}  # views by id, as they were saved last
         self.rows: dict[str, list[dict]] = {}
         self.summaries: dict[str, dict] = {}
         self.upserts: list[dict] = []
@@ -78,13 +79,22 @@ class WandbServer:
         return {"model": None, "project": None, "serverInfo": {"features": []}}
 
     def dashboard(self, query: str, given: dict) -> dict | None:
-        """The answer to what wandb-workspaces asks when it saves."""
+        """The answer to what wandb-workspaces asks when it saves, and when it reads what was saved."""
         if "upsertView" in query:
             self.views.append(given)
+            number = given.get("id") or f"Vmlldzo{len(self.kept) + 1}"
+            self.kept[number] = given
             project = {"id": "cA==", "name": given["projectName"], "entityName": given["entityName"]}
             view = {key: given[key] for key in ("name", "displayName", "description", "type", "spec")}
-            more = {"id": f"Vmlldzo{len(self.views)}", "project": project, "updatedAt": "2026-01-01T00:00:00Z"}
+            more = {"id": number, "project": project, "updatedAt": "2026-01-01T00:00:00Z"}
             return {"upsertView": {"view": view | more, "inserted": True}}
+        if "allViews" in query:
+            found = [view | {"id": number} for number, view in self.kept.items() if view["name"] == given["viewName"]]
+            return {"project": {"allViews": {"edges": [{"node": view} for view in found]}}}
+        if "SpecificReport" in query:
+            view = self.kept.get(given["reportId"])
+            project = view and {"id": "cA==", "name": view["projectName"], "entityName": view["entityName"]}
+            return {"view": view and view | {"id": given["reportId"], "project": project}}
         if "ProjectInternalId" in query:
             return {"project": {"id": "cA==", "internalId": "UHJvamVjdEludGVybmFsSWQ6MQ=="}}
         if "GetProjects" in query:

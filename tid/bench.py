@@ -45,7 +45,7 @@ class BenchConfig(BaseModel):
     batch_size: Annotated[list[config.Count], BeforeValidator(config.as_list), Field(min_length=1)]
     peers: Annotated[list[Literal["eager", "compiled"]], BeforeValidator(config.as_list)]
     kernels: Annotated[
-        list[Literal["none", "attention", "swiglu_gradient", "cross_entropy", "all"]],
+        list[Literal["auto", "none", "all", "attention", "swiglu_gradient", "cross_entropy", "norm_gradient"]],
         BeforeValidator(config.as_list),
         Field(min_length=1),
     ]

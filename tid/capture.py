@@ -19,6 +19,11 @@ def compile_cache() -> str:
     return cache_dir()
 
 
+def forget_workspaces() -> None:
+    """Free the 32 MiB that cuBLAS keeps for each stream: a graph's own lie in its pool, and are no other's."""
+    torch._C._cuda_clearCublasWorkspaces()
+
+
 class Graph:
     """A function of no arguments over device tensors, captured. Calling replays it and returns what the recorded
     call returned, whose tensors are written anew at each replay.
@@ -32,8 +37,10 @@ class Graph:
     def __init__(self, function: Callable[[], Any], pool: Any = None) -> None:
         self.graph = torch.cuda.CUDAGraph()
         first = torch.cuda.Stream(priority=-1)  # a second stream only fills the gaps
+        forget_workspaces()
         with torch.cuda.graph(self.graph, pool=pool, stream=first, capture_error_mode="thread_local"):
             self.result = function()
+        forget_workspaces()
 
     @classmethod
     def prepare(cls, function: Callable[[], Any]) -> None:

@@ -131,6 +131,12 @@ def bare_words(arguments: list[str]) -> tuple[list[str], list[str]]:
     return bare, rest
 
 
+def newest_run() -> Path | None:
+    """The folder of the run in outputs/ that was the last to save; None when none has."""
+    saved = max(Path("outputs").glob("*/*/checkpoints"), key=lambda folder: folder.stat().st_mtime, default=None)
+    return saved and saved.parent
+
+
 def quoted(text: str) -> str:
     """A text as the value of a setting, whatever characters it has."""
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
@@ -177,6 +183,8 @@ def _refuse(error: Exception) -> None:
         return
     if torchrun.speaks(error):
         print(f"error: {message}", file=sys.stderr)
+        if torchrun.processes() > 1:
+            print(torchrun.AFTERWARDS, file=sys.stderr)
     raise SystemExit(2) from None
 
 

@@ -23,7 +23,7 @@ from tid.pin import pins
 # change how numbers are rounded, and with precision=auto the precision: both are noted, and a comparison heeds them.
 NEUTRAL = {
     *("name", "output_dir", "data_dir", "tokenizer_dir", "tracker", "log_every", "checkpoint_every"),
-    *("device", "compile", "diagnostics", "experiment", "hydra"),
+    *("device", "compile", "kernels", "diagnostics", "experiment", "hydra"),
     *("sweeps", "question", "label", "cell", "pruner", "dry_run", "fail_fast", "retry_failed"),
 }
 DROPPING = ("scorer", "selector", "drop_mode", "drop_schedule", "protect_first")  # no effect if nothing drops
@@ -107,6 +107,7 @@ class RunConfig(SweepConfig):
     diagnostics: dict[Literal["every", "tokens"], Index | None]
     device: Literal["auto", "cuda", "cpu"]
     compile: bool
+    kernels: Literal["auto", "none", "all"]
     precision: Literal["auto", "fp32", "bf16", "fp16"]
     data_dir: Folder
     tokenizer_dir: Folder

@@ -13,8 +13,11 @@ from pydantic import BaseModel, ConfigDict
 
 from tid import cli, config
 from tid.config import ConfigError
+from tid.logs import write_json
 from tid.offline import sync_command
 from tid.tracking import asking
+
+KNOWN = ".sweep/dashboard.json"
 
 
 class DashboardConfig(BaseModel):
@@ -42,17 +45,59 @@ def main(cfg: DictConfig) -> None:
         return
     if upload := sync_command(path.parent for path in folder.glob("*/config.yaml")):
         print(f"warning: it will lack what was logged offline and is not uploaded yet: {upload}", file=sys.stderr)
-    save(where, question)
+    save(folder, where, question)
 
 
-def save(where: dict[str, str], question: str) -> None:
-    """Save both and print their addresses. Raises ConfigError when W&B does not take them."""
+def save(folder: Path, where: dict[str, str], question: str) -> None:
+    """Save both, or again what was saved under the addresses that the sweep's `folder` remembers, and print these.
+
+    Raises ConfigError when W&B does not take them."""
     with asking() as default_entity:
         where = where | {"entity": where["entity"] or default_entity}
-        for make in (partial(workspace, **where), partial(report, **where, question=question)):
-            made = make()
-            made.save()
-            print(f"{type(made).__name__}: {made.url}", flush=True)
+        known = read_known(folder)
+        mine = known.setdefault(f"{where['entity']}/{where['project']}", {})
+        for made, again in ((workspace(**where), with_section), (report(**where, question=question), as_it_is)):
+            kind = type(made).__name__
+            before = found(type(made), mine[kind]) if kind in mine else None
+            mine[kind] = (again(before, made) if before else made.save()).url
+            print(f"{kind}: {mine[kind]}", flush=True)
+            remember(folder, known)
+
+
+def with_section(before: Any, made: Any) -> Any:
+    """The workspace with its section anew, beside what others have added there."""
+    others = [section for section in before.sections if section.name != made.sections[0].name]
+    before.sections = [*made.sections, *others]
+    return before.save()
+
+
+def as_it_is(before: Any, made: Any) -> Any:
+    """The report, in which people write, and whose figures follow the runs by themselves."""
+    return before
+
+
+def remember(folder: Path, known: dict[str, dict[str, str]]) -> None:
+    try:
+        write_json(folder / KNOWN, known)
+    except OSError as error:
+        print(f"warning: {folder / KNOWN}: {error.strerror}; the next time will make another", file=sys.stderr)
+
+
+def read_known(folder: Path) -> dict[str, dict[str, str]]:
+    """Addresses by kind, of each entity/project where this sweep has a dashboard."""
+    try:
+        return json.loads((folder / KNOWN).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def found(kind: Any, address: str) -> Any:
+    """The workspace or the report of that address; None when it is there no longer, or cannot be read."""
+    try:
+        return kind.from_url(address)
+    except (ValueError, TypeError):  # their ways to say so
+        print(f"{kind.__name__}: {address} is not there any more; made anew", file=sys.stderr)
+        return None
 
 
 def place(folder: Path, entity: str | None) -> dict[str, str]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from tid import torchrun
 from tid.config import DROPPING, ConfigError, RunConfig
 from tid.messages import train_command
 
@@ -130,7 +131,7 @@ def refuse_slow(
         f"no CUDA device, and on this CPU {which} would take about {in_words(hours)} "
         f"({settings.total_steps:,} steps of {step_flops(settings, model) / 1e9:,.0f} GFLOP).\n"
         f"  a small model on real text, in minutes:  {train_command(*sweep, 'experiment=quickstart', *kept)}\n"
-        f"  {this + ', all the same:':39}  {train_command(*insisting)}"
+        f"  {this + ', all the same:':39}  {torchrun.command(*insisting)}"
     )
 
 

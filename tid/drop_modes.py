@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from tid import distributed
 from tid.component import component
 from tid.model import GPT, Decoder
+from tid.rows import PutBack, TakenOut, kept_rows
 
 
 class Loss(NamedTuple):
@@ -162,14 +163,11 @@ class Skip(DropMode):
 
     def middle(self, model: Decoder, x: Tensor, batch: Batch, end: int) -> Tensor:
         """Middle layers on the kept tokens of x (B, T, C); dropped ones pass unchanged."""
-        length, size = x.shape[1], max(1, batch.kept_max)
-        index = (~batch.keep).byte().argsort(dim=1, stable=True)[:, :size]  # kept tokens first, in order
-        rows = index[..., None].expand(-1, -1, x.shape[2])
-        rope = tuple(table[index][:, None] for table in model.rope(length))
-        gathered = x.gather(1, rows)
-        y = model.layers(gathered, rope=rope, first=self.first_layers, last=end)
-        kept = batch.keep.gather(1, index)[..., None]
-        return x.scatter(1, rows, torch.where(kept, y, gathered))
+        index, back = kept_rows(batch.keep, max(1, batch.kept_max))  # rows that keep fewer are filled up with zeros
+        rope = tuple(table[index][:, None] for table in model.rope(x.shape[1]))
+        kept, x = TakenOut.apply(x, index, back, model)
+        y = model.layers(kept, rope=rope, first=self.first_layers, last=end)
+        return PutBack.apply(x, y, index, back, model)
 
 
 @component

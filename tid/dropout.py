@@ -62,7 +62,7 @@ def embedding_gradients(model: Decoder, tokens: Tensor, targets: Tensor) -> Tens
     `torch.autograd.grad` leaves every `.grad` alone. The sum, not the mean, keeps fp16 gradients away from
     underflow without any scale, so the scores do not depend on the GradScaler's.
     """
-    with torch.enable_grad():
+    with torch.enable_grad(), torch.autograd.set_multithreading_enabled(False):  # see tid.gradients
         inputs = model.embed(tokens).detach().requires_grad_()
         loss = model.nats(model.layers(inputs), targets).sum()
         return torch.autograd.grad(loss, inputs)[0].float()

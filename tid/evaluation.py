@@ -8,15 +8,15 @@ import numpy as np
 import torch
 
 from tid.breakdown import breakdown
-from tid.config import ConfigError, instantiate
+from tid.config import ConfigError
 from tid.data import Corpus, TokenFile, load_corpus
 from tid.device import choose_device, choose_precision, set_up
-from tid.load import Loaded, load_model
+from tid.load import Loaded, load_model, own_text
 from tid.logs import write_csv, write_json
 from tid.predictions import Predictions, document_windows, packed_windows, predict, sample_documents
-from tid.records import text_of
 from tid.validation import Figures
 
+NAME_ONE = "name the one to evaluate on: data=builtin, data=jsonl data.train=... data.val=..."
 BATCH_SIZE = 8  # for a model of which nothing is recorded
 TABLES = ("by_training_count", "by_position", "by_entropy", "by_confidence")
 
@@ -43,9 +43,7 @@ def evaluate(
     set_up(chosen_device)
     loaded = load_model(checkpoint, chosen_device)
     how = manner(loaded, protocol, stride, batch_size, precision, chosen_device)
-    corpus = load_corpus(data or own_source(loaded), data_dir, tokenizer_dir)
-    if data is None:
-        refuse_other_text(loaded, corpus)
+    corpus = load_corpus(data, data_dir, tokenizer_dir) if data else own_text(loaded, data_dir, tokenizer_dir, NAME_ONE)
     found = read(loaded, corpus.val, label="reading the held-out documents", **how)
     figures = total(found, corpus)
     what = subject(loaded, corpus)
@@ -91,25 +89,6 @@ def subject(loaded: Loaded, corpus: Corpus) -> dict[str, Any]:
         "documents": len(corpus.val.doc_starts),
         "context": loaded.context,
     }
-
-
-def own_source(loaded: Loaded) -> Any:
-    """The text source of the run that trained the model. Raises ConfigError when that is not known."""
-    if not loaded.record:
-        raise ConfigError(f"data: {loaded.file} does not say which text it was trained on; give one as data=...")
-    return instantiate(loaded.record["config"]["data"], "data")
-
-
-def refuse_other_text(loaded: Loaded, corpus: Corpus) -> None:
-    """Raise ConfigError when the text that the run's settings lead to is no longer the one that it was trained on."""
-    trained_on = loaded.record.get("data") or (loaded.record["summary"] or {}).get("data", {})  # an older export's
-    found = text_of(corpus)
-    changed = [name for name, checksum in trained_on.items() if name != "text" and found[name] != checksum]
-    if changed:
-        raise ConfigError(
-            f"{loaded.file}: its run was made with another text: {' and '.join(changed)} changed since.\n"
-            "Put that text back, or name the one to evaluate on: data=builtin, data=jsonl data.train=... data.val=..."
-        )
 
 
 def read(

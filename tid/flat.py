@@ -8,7 +8,6 @@ reads the weights between two steps calls `settle` first.
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import torch
@@ -20,6 +19,7 @@ from tid.adamw import LEAST_QUANTISED, Constants, FloatMoments, LowMoments
 from tid.gradients import Gradients
 from tid.model import Decoder
 from tid.optim import AdamW, AdamW4bit, AdamW8bit, Muon
+from tid.pieces import Pieces, by_hand_for
 from tid.precision import AUTOCAST
 from tid.twin import Twin, matrices_of, split_like, twin_shapes
 from tid.update import Update
@@ -36,11 +36,10 @@ class FlatUpdate(Update):
     capturable = True
 
     def __init__(
-        self, model: Decoder, learned: nn.ParameterDict, optim: Any, precision: str, accumulates: bool, compiled: bool
+        self, model: Decoder, learned: nn.ParameterDict, optim: Any, precision: str, accumulates: bool, pieces: Pieces
     ) -> None:
         super().__init__(model, learned, optim, precision)
-        fuse = partial(torch.compile, dynamic=False) if compiled else lambda function: function
-        self.kernels = {kind: fuse(kind.update_) for kind in (FloatMoments, LowMoments)}
+        self.kernels = {kind: pieces.fuse(kind.update_) for kind in (FloatMoments, LowMoments)}
         self.constants = Constants(optim.weight_decay, optim.beta1, optim.beta2, optim.eps)
         self.matrices, self.vectors = matrices_of(model), [p for p in self.parameters if p.ndim == 1]
         self.flat, self.flat_vectors = flatten(self.matrices), flatten(self.vectors)
@@ -49,9 +48,9 @@ class FlatUpdate(Update):
         storage = self.flat if self.copy is None else self.copy
         # one micro-batch's gradient is as exact as its products, 16 bits; a sum of several needs more
         dtype = torch.float32 if accumulates else storage.dtype
-        self.gradients = Gradients(twin_shapes(model), dtype, storage.device, compiled)
-        self.compute = Twin(model, storage, sink=self.gradients.sink, compiled=compiled)
-        self.scoring = Twin(model, storage, compiled=compiled)
+        self.gradients = Gradients(twin_shapes(model), dtype, storage.device, pieces)
+        self.compute = Twin(model, storage, self.gradients.sink, pieces)
+        self.scoring = Twin(model, storage, pieces=pieces)
         self.vector_gradient = torch.zeros_like(self.flat_vectors)
 
         device = storage.device
@@ -149,15 +148,17 @@ class FlatUpdate(Update):
             optimizer["state"] |= {number: of | {"step": of["step"].clone()} for number, of in counted.items()}
         return state
 
+    def load_optimizer(self, optimizer: Optimizer, saved: dict) -> None:
+        """Copy the state into the flat moments: torch would first make another of it on the device."""
+        numbers = [number for group in saved["param_groups"] for number in group["params"]]
+        own = [p for group in optimizer.param_groups for p in group["params"]]
+        for number, p in zip(numbers, own, strict=True):
+            found = saved["state"].get(number, {})  # empty before the first update
+            for name in optimizer.state[p].keys() - {"step"}:  # of which there is one for all
+                optimizer.state[p][name].copy_(found.get(name, torch.zeros(p.shape)))
+
     def load_state_dict(self, state: dict) -> None:
-        shared = [dict(optimizer.state) for optimizer in self.optimizers]
         super().load_state_dict(state)
-        for optimizer, views in zip(self.optimizers, shared, strict=True):
-            loaded = dict(optimizer.state)
-            optimizer.state.update(views)
-            for p, found in loaded.items():
-                for name, value in found.items():
-                    views[p][name].copy_(value)
         counts = [of["step"] for optimizer in state["optimizers"] for of in optimizer["state"].values() if "step" in of]
         self.count.fill_(max(map(float, counts), default=0.0))  # torch counts only updates with a gradient
         self.nothing_due.fill_(True)
@@ -169,9 +170,9 @@ class FlatAdamW(FlatUpdate):
     """AdamW with moments in 32, 8 or 4 bits."""
 
     def __init__(
-        self, model: Decoder, learned: nn.ParameterDict, optim: Any, precision: str, accumulates: bool, compiled: bool
+        self, model: Decoder, learned: nn.ParameterDict, optim: Any, precision: str, accumulates: bool, pieces: Pieces
     ) -> None:
-        super().__init__(model, learned, optim, precision, accumulates, compiled)
+        super().__init__(model, learned, optim, precision, accumulates, pieces)
         (optimizer,) = self.optimizers
         bits = {AdamW8bit: 8, AdamW4bit: 4}.get(type(optim))
         self.moments, matrices = [], iter(self.matrices)
@@ -203,9 +204,9 @@ class FlatMuon(FlatUpdate):
     """torch's Muon for the matrices of the blocks, captured; AdamW for the embedding and the vectors."""
 
     def __init__(
-        self, model: Decoder, learned: nn.ParameterDict, optim: Any, precision: str, accumulates: bool, compiled: bool
+        self, model: Decoder, learned: nn.ParameterDict, optim: Any, precision: str, accumulates: bool, pieces: Pieces
     ) -> None:
-        super().__init__(model, learned, optim, precision, True, compiled)  # it wants float32 gradients
+        super().__init__(model, learned, optim, precision, True, pieces)  # it wants float32 gradients
         self.muon, adamw = self.optimizers
         self.embedding_moments = FloatMoments(self.matrices[0].numel(), self.flat.device)
         self.shared_state(adamw, self.matrices[:1], self.embedding_moments)
@@ -259,13 +260,15 @@ def flat_update(optim: Any, model: Decoder) -> type[FlatUpdate] | None:
 
 
 def make_update(
-    model: Decoder, learned: nn.ParameterDict, optim: Any, precision: str, accumulates: bool, fast: bool
+    model: Decoder, learned: nn.ParameterDict, optim: Any, precision: str, accumulates: bool, fast: bool, kernels: str
 ) -> Update:
-    """The update of a model: with `fast` the flat one where there is one. accumulates: over several micro-batches."""
+    """The update of a model: with `fast` the flat one where there is one. accumulates: over several micro-batches.
+    kernels: see tid.pieces.by_hand_for."""
     flat = flat_update(optim, model) if fast else None
     if flat is None:
         return Update(model, learned, optim, precision)
-    return flat(model, learned, optim, precision, accumulates, compiled=True)
+    pieces = Pieces(compiled=True, by_hand=by_hand_for(kernels, model.norm.weight.device))
+    return flat(model, learned, optim, precision, accumulates, pieces)
 
 
 def piece_size(size: int, multiple: int) -> int:

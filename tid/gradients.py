@@ -4,14 +4,13 @@ import math
 from collections import deque
 from collections.abc import Callable
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from tid import distributed
-from tid.pieces import GROUPS
+from tid.pieces import Pieces
 from tid.products import add_rows_
 from tid.twin import split_like
 
@@ -32,15 +31,15 @@ class Gradients:
     Gradients of several micro-batches are summed in `flat`'s own dtype.
     """
 
-    def __init__(self, shapes: list[torch.Size], dtype: torch.dtype, device: torch.device, compiled: bool) -> None:
+    def __init__(self, shapes: list[torch.Size], dtype: torch.dtype, device: torch.device, pieces: Pieces) -> None:
         self.flat = torch.zeros(sum(shape.numel() for shape in shapes), dtype=dtype, device=device)
         self.matrices = split_like(self.flat, shapes)
         sizes = [m.numel() for m in self.matrices]
         self.parts = self.flat.split([sizes[0], *(sum(sizes[i : i + 4]) for i in range(1, len(sizes), 4))])
         self.square_sums = torch.zeros(len(self.parts), device=device)
-        self.norm_sums = torch.zeros(2 * len(self.parts) - 1, GROUPS, shapes[0][1], device=device)
+        self.norm_sums = torch.zeros(2 * len(self.parts) - 1, pieces.norm_groups, shapes[0][1], device=device)
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self.square_sum = torch.compile(square_sum, dynamic=False) if compiled else square_sum
+        self.square_sum = pieces.fuse(square_sum)
         self.begin()
 
     def begin(self) -> None:
@@ -58,7 +57,7 @@ class Gradients:
         """What takes the gradients of a matrix, of a norm, or of the embedding's rows."""
         if kind == "matrix":
             return MatrixSink(self, number)
-        return partial(self.take_norm, number) if kind == "norm" else self.take_rows
+        return NormSink(self, number) if kind == "norm" else self.take_rows
 
     @contextmanager
     def beside(self):
@@ -104,7 +103,7 @@ class Gradients:
     def take_norm(self, number: int, add_: Callable, dh: Tensor, x: Tensor, inverse: Tensor) -> None:
         """Have `add_` add the gradient of norm `number` from what its backward pass knows: see tid.pieces.Norm."""
         with self.beside(), torch.no_grad():
-            groups = math.gcd(inverse.numel(), GROUPS)
+            groups = math.gcd(inverse.numel(), self.norm_sums.shape[1])
             add_(self.norm_sums[number, :groups], dh, x, inverse)
         self.hold(dh, x, inverse)
 
@@ -140,7 +139,8 @@ class Gradients:
     def backward(self, objective: Tensor, last: bool) -> None:
         """The backward pass of a micro-batch; `last`: no other follows before the update."""
         self.last = last
-        objective.backward()
+        with torch.autograd.set_multithreading_enabled(False):  # a thread of its own has cuBLAS's workspace again
+            objective.backward()
         self.collect()
 
 
@@ -156,3 +156,18 @@ class MatrixSink:
 
     def __call__(self, dy: Tensor, x: Tensor) -> None:
         self.gradients.take(self.number, dy, x)
+
+
+class NormSink:
+    """Where a norm hands in: what its weight's gradient is made from, or all of it, added to `sums` (groups, C) at
+    once."""
+
+    def __init__(self, gradients: Gradients, number: int) -> None:
+        self.gradients, self.number = gradients, number
+
+    @property
+    def sums(self) -> Tensor:
+        return self.gradients.norm_sums[self.number]
+
+    def __call__(self, add_: Callable, dh: Tensor, x: Tensor, inverse: Tensor) -> None:
+        self.gradients.take_norm(self.number, add_, dh, x, inverse)

@@ -51,8 +51,8 @@ class InspectConfig(BaseModel):
 def check(settings: dict) -> InspectConfig:
     """The settings of a checked configuration. Raises ConfigError."""
     if settings.get("checkpoint") is None:
-        found = sorted(Path("outputs").glob("*/*/checkpoints"), key=lambda folder: folder.stat().st_mtime)
-        raise config.ConfigError(NEEDS.format(found=f" (the newest here: {found[-1].parent})" if found else ""))
+        newest = cli.newest_run()
+        raise config.ConfigError(NEEDS.format(found=f" (the newest here: {newest})" if newest else ""))
     return config.check(settings, schema=InspectConfig)
 
 

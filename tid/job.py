@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 
-from tid import checkpoint, distributed
+from tid import checkpoint, config_file, distributed
 from tid.assembly import put_together
 from tid.capture import compile_cache
 from tid.config import ConfigError, RunConfig, doubts, dropping_names, is_baseline, run_folder, run_hash, run_slug
@@ -25,20 +24,13 @@ from tid.dropout import check_combination
 from tid.handle import Handle, RunInfo
 from tid.llama import load_weights, pinned, refuse_mismatch
 from tid.lock import RunLock
-from tid.logs import NoLog, RunLog, read_status, say, write_json, write_status, write_text
+from tid.logs import NoLog, RunLog, read_status, say, write_json, write_status
 from tid.loop import Preempted, Run, fit, resume
-from tid.peers import Alone, together
 from tid.pin import split_pin
-from tid.records import (
-    is_done,
-    record_failure,
-    record_from_thread,
-    refuse_other_text,
-    say_done,
-    text_of,
-    write_documents,
-)
+from tid.processes import Alone, together
+from tid.records import ANEW, is_done, record_failure, record_from_thread, say_done, write_documents
 from tid.revision import continued, in_words, is_mixed
+from tid.same_text import refuse_other_text, text_of
 from tid.schedules import NoDrop
 from tid.score_cache import first_epoch
 from tid.scorers import NoScorer
@@ -103,14 +95,14 @@ def train_in(
     """Train, from the newest checkpoint in `folder` if there is one, and record there how it ends."""
     state, complaints = checkpoint.load_newest(folder / "checkpoints")
     if state:
-        refuse_other_text(state["run"]["data"], corpus, folder)
+        refuse_other_text(state["run"]["data"], corpus, folder, ANEW)
     resume_step = state["run"]["done"] if state else None
     with RunLog(folder, resume_step) if peers.leads else NoLog() as log:
         for complaint in complaints:
             log.say(f"warning: {complaint}; resuming from the newest intact checkpoint")
         try:
             if peers.leads:
-                write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
+                config_file.write(folder, config)
             run = assemble(config, settings, parts, corpus, device, folder, log, peers)
             if peers.leads:
                 peers.on_failure = functools.partial(record_from_thread, folder, log, run.writer)
@@ -187,6 +179,7 @@ def training_step(
         **{name: parts[name] for name in ("scorer", "selector", "drop_schedule", "drop_mode", "optim")},
         protect_first=settings.protect_first,
         protected_token=EOT,
+        kernels=settings.kernels,
         context=settings.context,
         stride=settings.stride,
         seed=settings.seed,
@@ -227,7 +220,8 @@ def carry_out(run: Run, state: dict | None, tracker: Any, overrides: list[str], 
     code = continued(read_status(run.folder) if state else None, run.config)
     if is_mixed(code):
         run.log.say(f"warning: this run was begun by other code, and is of both: {in_words(code)}")
-    write_status(run.folder, "running", step=run.done, total_steps=run.total_steps, **code, **where(run.step.device))
+    known = code | where(run.step.device) | config_file.remembered(run.folder, run.config)
+    write_status(run.folder, "running", step=run.done, total_steps=run.total_steps, **known)
     introduce(run)
     run.step.on_capture = lambda seconds: run.log.say(
         f"compiled and captured a step in {seconds:.1f} s; the compiled kernels are kept in {compile_cache()}"

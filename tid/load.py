@@ -8,8 +8,11 @@ import torch
 
 from tid import checkpoint, config, llama
 from tid.checkpoint import BEST, CheckpointError
-from tid.config import NEUTRAL
+from tid.config import NEUTRAL, ConfigError
+from tid.config_file import refuse_edited
+from tid.data import Corpus, load_corpus
 from tid.model import Decoder
+from tid.same_text import refuse_other_text
 
 RECORD = "tid.json"  # in an exported folder: what is known of the run that made it
 
@@ -60,6 +63,7 @@ def load_checkpoint(path: Path, device: torch.device) -> Loaded:
     model = shape.build(seed=0)
     model.load_state_dict(state["train"]["model"])
     folder = file.resolve().parent.parent
+    refuse_edited(folder, run["config"])
     record = {
         "checkpoint": file.name,
         "step": run["done"],
@@ -76,6 +80,20 @@ def load_folder(path: Path, device: torch.device) -> Loaded:
     model = shape.build(seed=0)
     llama.load_weights(model, path)
     return Loaded(model.to(device).eval(), context, read_json(path / RECORD), path, path, "model")
+
+
+def own_text(loaded: Loaded, data_dir: str, tokenizer_dir: str, otherwise: str = "") -> Corpus:
+    """The text of the run that trained the model. Raises ConfigError when that is not known, or has changed since
+    (OtherText; otherwise: what the user can do then, but to put it back), and DataError."""
+    if not loaded.record:
+        raise ConfigError(
+            f"data: {loaded.file} does not say which text it was trained on; name one: data=builtin, data=jsonl "
+            "data.train=... data.val=..."
+        )
+    corpus = load_corpus(config.instantiate(loaded.record["config"]["data"], "data"), data_dir, tokenizer_dir)
+    trained_on = loaded.record.get("data") or (loaded.record["summary"] or {}).get("data", {})  # an older export's
+    refuse_other_text(trained_on, corpus, loaded.file, otherwise)
+    return corpus
 
 
 def read_json(path: Path) -> dict | None:

@@ -15,7 +15,7 @@ import torch
 
 from tid import checkpoint
 from tid.logs import NoLog, Progress, RunLog, write_status
-from tid.peers import Alone
+from tid.processes import Alone
 from tid.signals import StopRequest
 from tid.step import COLUMNS, TrainStep
 from tid.timing import Stopwatch

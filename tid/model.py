@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
 from tid.component import component
+from tid.rows import filled, look_up
 
 PAD_VOCAB_TO = 64  # rows of the embedding are padded to this multiple: matrix units want it
 
@@ -194,6 +195,8 @@ class Decoder(nn.Module):
     Initialisation: every matrix is N(0, init_std²), the two that write into the residual stream
     (o_proj, down_proj) N(0, init_std² / (2 · num_layers)) as in GPT-2; norms are one.
     """
+
+    look_up, filled = staticmethod(look_up), staticmethod(filled)
 
     def __init__(self, shape: GPT, generator: torch.Generator) -> None:
         super().__init__()

@@ -6,8 +6,8 @@ one's memory would do. `tests/test_fast.py` holds them to autograd's.
 """
 
 import functools
-import importlib
-from typing import Any, ClassVar
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,8 +16,9 @@ from torch.autograd import Function
 
 from tid.model import Rope, attention_received, explicit_attention, rotate
 from tid.reductions import PADDING, log_sum_exp
+from tid.rows import filled, look_up
 
-BY_HAND = ("attention", "swiglu_gradient", "cross_entropy")  # what tid.kernels has
+BY_HAND = ("attention", "swiglu_gradient", "cross_entropy", "norm_gradient")  # what tid.kernels has
 GROUPS, FOLD = 128, 8  # a norm's weight gradient is first summed in at most so many groups of rows, so many at a time
 
 
@@ -35,11 +36,12 @@ def add_normed(x: Tensor, branch: Tensor, weight: Tensor, eps: float, dtype: tor
 
 
 def normed_gradient(dh: Tensor, dx: Tensor | None, x: Tensor, inverse: Tensor, weight: Tensor, dtype) -> tuple:
-    """Gradient (B, T, C) of `normed`'s input, plus dx that comes along the residual stream; in float32 and `dtype`."""
+    """Gradient (B, T, C) of `normed`'s input, plus dx that comes along the residual stream; in float32, and in
+    `dtype` unless that is None."""
     hat, g = x.float() * inverse, dh.float() * weight
     found = inverse * (g - hat * (g * hat).mean(dim=-1, keepdim=True))
     found = found if dx is None else found + dx
-    return found, found.to(dtype)
+    return found, None if dtype is None else found.to(dtype)
 
 
 def add_norm_weight_gradient_(sums: Tensor, dh: Tensor, x: Tensor, inverse: Tensor) -> None:
@@ -73,10 +75,15 @@ class Norm(Function):
     @staticmethod
     def backward(ctx, dtotal: Tensor | None, dh: Tensor) -> tuple:
         total, inverse, weight = ctx.saved_tensors
-        dx, dbranch = ctx.pieces.normed_gradient(dh, dtotal, total, inverse, weight, ctx.dtype)
-        if ctx.sink:
-            ctx.sink(ctx.pieces.add_norm_weight_gradient_, dh, total, inverse)
-        return dx, dbranch if ctx.needs_input_grad[1] else None, None, None, None, None, None
+        dtype, pieces = ctx.dtype if ctx.needs_input_grad[1] else None, ctx.pieces
+        if "norm_gradient" in pieces.by_hand:
+            sums = ctx.sink.sums if ctx.sink else None
+            found = pieces.kernels.norm_gradient(dh, dtotal, total, inverse, weight, dtype, sums)
+        else:
+            found = pieces.normed_gradient(dh, dtotal, total, inverse, weight, dtype)
+            if ctx.sink:
+                ctx.sink(pieces.add_norm_weight_gradient_, dh, total, inverse)
+        return *found, None, None, None, None, None
 
 
 def split_heads(qkv: Tensor, num_heads: int, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -167,6 +174,11 @@ def cross_entropy(logits: Tensor, targets: Tensor, vocabulary: int) -> tuple[Ten
     return log_sum - logits.gather(1, targets[:, None])[:, 0].float(), log_sum
 
 
+def scaled_rows(x: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Rows of x (N, C) times factor (N,)."""
+    return (x.float() * factor[:, None]).to(dtype)
+
+
 def cross_entropy_gradient_(logits: Tensor, targets: Tensor, log_sum: Tensor, dnats: Tensor, vocabulary: int) -> None:
     """Turn logits (N, rows) into their gradient (softmax − one-hot) · dnats (N,)."""
     column = torch.arange(logits.shape[1], device=logits.device)
@@ -174,22 +186,45 @@ def cross_entropy_gradient_(logits: Tensor, targets: Tensor, log_sum: Tensor, dn
     logits.copy_(torch.where(column < vocabulary, p * dnats[:, None], 0.0))
 
 
+def by_hand_for(kernels: str, device: torch.device) -> tuple[str, ...]:
+    """Which of BY_HAND a model on this device takes from tid.kernels, if its config has `kernels`: all, none, one of
+    them, or auto: all on GPUs of compute capability 9 (Hopper), where each was faster; others have not been timed."""
+    if kernels == "auto":
+        kernels = "all" if device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9 else "none"
+    return {"none": (), "all": BY_HAND}.get(kernels, (kernels,))
+
+
 class Pieces:
-    """The functions of this file, each fused by torch.compile when `compiled`; one compilation serves all layers."""
+    """The functions of this file, each fused by torch.compile when `compiled`; one compilation serves all layers. Those
+    `by_hand`, of BY_HAND, are left to tid.kernels."""
 
     FUNCTIONS = (
         normed, add_normed, normed_gradient, add_norm_weight_gradient_, split_heads, split_heads_gradient, swiglu,
-        swiglu_gradient, attention_with_mass, attention_received, cross_entropy, cross_entropy_gradient_,
+        swiglu_gradient, attention_with_mass, attention_received, cross_entropy, cross_entropy_gradient_, scaled_rows,
+        look_up, filled,
     )  # fmt: skip
-    by_hand: ClassVar[tuple[str, ...]] = ()  # of BY_HAND: what pieces made from now on leave to tid.kernels
 
-    def __init__(self, compiled: bool) -> None:
+    def __init__(self, compiled: bool = False, by_hand: tuple[str, ...] = ()) -> None:
         if compiled:  # shapes differ with the batch, the pass and, with drop_mode=skip, the tokens kept
             torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
+        self.compiled, self.by_hand = compiled, by_hand
         for function in self.FUNCTIONS:
-            setattr(self, function.__name__, torch.compile(function, dynamic=False) if compiled else function)
-        self.kernels = importlib.import_module("tid.kernels") if self.by_hand else None
-        self.attends = self.kernels.attends if "attention" in self.by_hand else lambda *_: False
-        self.cross_entropy_by_hand = self.kernels if "cross_entropy" in self.by_hand else None
-        if "swiglu_gradient" in self.by_hand:
-            self.swiglu_gradient = self.kernels.swiglu_gradient
+            setattr(self, function.__name__, self.fuse(function))
+        if by_hand:
+            from tid import kernels  # needs Triton, which not every machine has
+
+            self.kernels = kernels
+        if "swiglu_gradient" in by_hand:
+            self.swiglu_gradient = kernels.swiglu_gradient
+
+    def fuse(self, function: Callable) -> Callable:
+        return torch.compile(function, dynamic=False) if self.compiled else function
+
+    @property
+    def norm_groups(self) -> int:
+        """In how many groups of rows a norm's weight gradient is summed."""
+        return self.kernels.PROGRAMS if "norm_gradient" in self.by_hand else GROUPS
+
+    def attends(self, qkv: Tensor, num_heads: int, visible: Tensor | None) -> bool:
+        """Is this attention left to tid.kernels?"""
+        return "attention" in self.by_hand and self.kernels.attends(qkv, num_heads, visible)

@@ -79,22 +79,22 @@ class NatsByHand(Function):
     factor of its row, which is left to what it is multiplied with."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, table: Tensor, targets: Tensor, vocabulary: int, kernels, sink, watch) -> Tensor:
+    def forward(ctx, x: Tensor, table: Tensor, targets: Tensor, vocabulary: int, pieces, sink, watch) -> Tensor:
         logits = F.linear(x, table)
         if watch:
             watch(logits, vocabulary)
         ctx.save_for_backward(x)
-        ctx.logits, ctx.table, ctx.gain, ctx.sink = logits, table, kernels.GAIN, sink
-        return kernels.cross_entropy_(logits, targets, vocabulary, gradient=ctx.needs_input_grad[0])
+        ctx.logits, ctx.table, ctx.pieces, ctx.sink = logits, table, pieces, sink
+        return pieces.kernels.cross_entropy_(logits, targets, vocabulary, gradient=ctx.needs_input_grad[0])
 
     @staticmethod
     def backward(ctx, dnats: Tensor) -> tuple:
         (x,) = ctx.saved_tensors
         dlogits, ctx.logits = ctx.logits, None
-        factor = (dnats / ctx.gain)[:, None]
+        factor, scaled_rows = dnats / ctx.pieces.kernels.GAIN, ctx.pieces.scaled_rows
         if ctx.sink:
-            ctx.sink(dlogits, (x * factor).to(x.dtype))
-        return ((dlogits @ ctx.table) * factor).to(x.dtype), None, None, None, None, None, None
+            ctx.sink(dlogits, scaled_rows(x, factor, x.dtype))
+        return scaled_rows(dlogits @ ctx.table, factor, x.dtype), None, None, None, None, None, None
 
 
 @torch.no_grad()

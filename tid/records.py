@@ -6,18 +6,22 @@ import traceback
 from pathlib import Path
 
 from tid.checkpoint import CheckpointError, Writer, load_newest
-from tid.config import ConfigError
+from tid.config_file import refuse_edited
 from tid.data import Corpus
 from tid.logs import RunLog, read_status, say, write_csv, write_status
 from tid.loop import Preempted, Run
 from tid.pruning import prunes_nothing
 from tid.revision import in_words, is_other, present
+from tid.same_text import refuse_other_text
 
+ANEW = "give the run another name, or delete the folder to start it again"
 WRITE_SECONDS = 8  # torchrun kills all processes 30 s after one has failed
 
 
 def is_done(folder: Path, config: dict) -> bool:
-    """Has the run in `folder` ended? One that was pruned goes on without a pruner."""
+    """Has the run in `folder` ended? One that was pruned goes on without a pruner. Raises ConfigError when its
+    config.yaml was edited."""
+    refuse_edited(folder, config)
     state = (read_status(folder) or {}).get("state")
     return state == "done" or (state == "pruned" and not prunes_nothing(config))
 
@@ -30,28 +34,12 @@ def say_done(folder: Path, corpus: Corpus, config: dict) -> None:
     if status.get("state") == "pruned":
         state, _ = load_newest(folder / "checkpoints")
         if state:
-            refuse_other_text(state["run"]["data"], corpus, folder)
+            refuse_other_text(state["run"]["data"], corpus, folder, ANEW)
         say(f"pruned already at step {status['step']}: {folder}\n{status['reason']}. With pruner=none it goes on.")
         return
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    refuse_other_text(summary["data"], corpus, folder)
+    refuse_other_text(summary["data"], corpus, folder, ANEW)
     say(f"done already: {folder}\nDelete that folder to run it again, or change the seed or any other setting.")
-
-
-def text_of(corpus: Corpus) -> dict:
-    """Which text it is: its folder's name and the sha256 of both parts."""
-    sums = {name: facts["sha256"] for name, facts in corpus.manifest["files"].items()}
-    return {"text": Path(corpus.manifest["folder"]).name} | sums
-
-
-def refuse_other_text(trained_on: dict, corpus: Corpus, folder: Path) -> None:
-    """Raise ConfigError when the run in `folder` was trained on another text than the settings now lead to."""
-    changed = [name for name, found in text_of(corpus).items() if name != "text" and trained_on[name] != found]
-    if changed:
-        raise ConfigError(
-            f"{folder}: this run was made with another text: {' and '.join(changed)} changed since.\n"
-            "Put the first text back, or give the run another name, or delete the folder to start it again."
-        )
 
 
 def record_failure(folder: Path, error: BaseException) -> None:

@@ -2,7 +2,6 @@
 
 import shlex
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -10,6 +9,8 @@ from omegaconf import DictConfig
 from pydantic import BaseModel, ConfigDict, Field
 
 from tid import cli, config
+
+NO_RUN = "No run yet? In minutes, on a CPU: python -m tid.train experiment=quickstart"
 
 
 class ReportConfig(BaseModel):
@@ -30,7 +31,13 @@ class ReportConfig(BaseModel):
     tokenizer_dir: config.Folder
 
 
-check = partial(config.check, schema=ReportConfig)
+def check(settings: dict) -> ReportConfig:
+    """The settings of a checked configuration. Raises ConfigError."""
+    if settings.get("run") is None:
+        newest = cli.newest_run()
+        hint = f"The newest here: python -m tid.report {shlex.quote(str(newest))}" if newest else NO_RUN
+        raise config.ConfigError(f"name a run's folder: python -m tid.report outputs/<name>/<run>\n{hint}")
+    return config.check(settings, schema=ReportConfig)
 
 
 @cli.entry("report", check=check)

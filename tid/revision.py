@@ -4,7 +4,10 @@ The checksums are the identity: they tell two dirty trees of one commit apart, h
 same across a commit that changes only texts, pages or other commands. The commit is for people.
 
 `source` is of tid: all modules that training reaches by import statements. `own_source` has a checksum for each other
-module that a configuration's `_target_`s name, as a scorer of your own; what such a module imports is not followed.
+module that a configuration's `_target_`s name, as a scorer of your own: of it and of every module of your own that it
+reaches by import statements, wherever in a module these stand, with the packages around them. Your own is what lies
+neither in a site-packages folder nor in the standard library, and is not in `source`. Not covered: modules whose name
+is made as they run (importlib, eval), compiled ones, and files that are no modules.
 """
 
 import ast
@@ -12,6 +15,7 @@ import functools
 import hashlib
 import importlib.util
 import subprocess
+import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +24,8 @@ from tid.config import DROPPING, is_baseline
 PACKAGE = Path(__file__).parent
 TRAINING = "tid.job"
 LOOKS_ON = {"tid.diagnostics"}  # it logs what is dropped, and decides nothing; nor does what it alone needs
+LIBRARIES = {"site-packages", "dist-packages"}
+PYTHON = {Path(sysconfig.get_path(kind)).resolve() for kind in ("stdlib", "platstdlib")}
 NO_RESULT = ("data", "tracker", "pruner")  # groups of components: texts are known by their own checksums
 
 
@@ -49,23 +55,34 @@ def reached(package: Path) -> dict[str, bytes]:
         file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
         if name not in found and name not in LOOKS_ON and file.is_file():
             found[name] = read(file)
-            waiting |= set(imported(ast.parse(found[name])))
+            waiting |= {other for other in imported(found[name], "tid") if other.startswith("tid.")}
     return found
 
 
-def imported(tree: ast.AST) -> Iterator[str]:
-    """What a module may import of tid, anywhere in it: modules, their packages, and names that are none."""
+def imported(text: bytes, package: str) -> Iterator[str]:
+    """What a module may import, anywhere in it: modules, their packages, and names that are none. package: the one that
+    the module is in, for its relative imports."""
+    try:
+        tree = ast.parse(text)
+    except (SyntaxError, ValueError):  # then nobody can import it either
+        return
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) + 1 - node.level] if node.level else []
+            start = ".".join(filter(None, [*above, node.module]))
+            names = [start, *(f"{start}.{alias.name}" for alias in node.names)]
         else:
             continue
         for name in names:
-            parts = name.split(".")
-            if parts[0] == "tid":
-                yield from (".".join(parts[:end]) for end in range(2, len(parts) + 1))
+            yield from with_packages(name)
+
+
+def with_packages(name: str) -> Iterator[str]:
+    """a.b.c: a, a.b, a.b.c."""
+    parts = name.split(".")
+    return (".".join(parts[:end]) for end in range(1, len(parts) + 1))
 
 
 def hash_of(texts: dict[str, bytes]) -> str:
@@ -87,17 +104,44 @@ def own_source(config: dict) -> dict[str, str]:
     unused = (*NO_RESULT, *DROPPING) if config and is_baseline(config) else NO_RESULT
     targets = {target for group, node in config.items() if group not in unused for target in targets_in(node)}
     names = sorted({target.rpartition(".")[0] for target in targets} - REACHED.keys())
-    files = {name: file for name in names if (file := file_of(name))}
-    return {name: hash_of({name: read(file)}) for name, file in files.items()}
+    return {name: hash_of(texts) for name in names if (texts := own_modules(name))}
+
+
+def own_modules(start: str) -> dict[str, bytes]:
+    """Text of a module, and of all of one's own that it imports, directly or through others, by dotted name. Imports
+    nothing."""
+    found: dict[str, bytes] = {}
+    waiting = set(with_packages(start))
+    while waiting:
+        name = waiting.pop()
+        file = None if name in (found.keys() | REACHED.keys() | {"tid"}) else file_of(name)
+        if file and (name == start or is_own(file)):
+            found[name] = read(file)
+            package = name if file.name == "__init__.py" else name.rpartition(".")[0]
+            waiting |= set(imported(found[name], package))
+    return found
+
+
+def is_own(file: Path) -> bool:
+    """Is a module neither installed nor Python's?"""
+    file = file.resolve()
+    return not LIBRARIES & set(file.parts) and not any(file.is_relative_to(folder) for folder in PYTHON)
 
 
 def file_of(module: str) -> Path | None:
     """Where Python finds a module; None for one that is built in, or not there (any more)."""
+    top, *below = module.split(".")
     try:
-        spec = importlib.util.find_spec(module)
+        spec = importlib.util.find_spec(top)  # of a module in a package it would import that
     except (ImportError, ValueError):
         return None
-    return Path(spec.origin) if spec and spec.has_location else None
+    file = Path(spec.origin) if spec and spec.has_location else None
+    folders = list(map(Path, spec.submodule_search_locations or ())) if spec else []
+    for name in below:
+        places = [place for folder in folders for place in (folder / name / "__init__.py", folder / f"{name}.py")]
+        file = next((place for place in places if place.is_file()), None)
+        folders = [folder / name for folder in folders] if file is None or file.name == "__init__.py" else []
+    return file
 
 
 def targets_in(node: object) -> Iterator[str]:

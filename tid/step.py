@@ -35,8 +35,9 @@ PLAIN = DropMode()
 class TrainStep:
     """Model, optimizers and everything else that a step changes; call it once per update.
 
-    `fast` (CUDA only) compiles the model block by block and captures the step, and with AdamW keeps the weights flat;
-    without it the same code runs eagerly on any device. `shares_pass`: the mode's first pass is the scoring pass too.
+    `fast` (CUDA only) compiles and captures the step, and keeps the weights flat for optimizers that tid.flat knows;
+    without it the same code runs eagerly on any device. `kernels`: see tid.pieces.by_hand_for.
+    `shares_pass`: the mode's first pass is the scoring pass too.
     """
 
     TENSORS = ("step", "token_seen", "token_drops")
@@ -55,16 +56,16 @@ class TrainStep:
         window: int,
         precision: str,
         fast: bool = False,
+        kernels: str = "auto",
     ) -> None:
         self.model, self.mode, self.dropout, self.optim, self.batches = model, mode, dropout, optim, batches
         self.batch_size, self.accumulate_steps, self.precision = batch_size, accumulate_steps, precision
         self.device = device = model.norm.weight.device
         self.learned = nn.ParameterDict(mode.parameters(model.shape.hidden_size)).to(device)
-        self.updating = make_update(model, self.learned, optim, precision, accumulate_steps > 1, fast)
+        self.updating = make_update(model, self.learned, optim, precision, accumulate_steps > 1, fast, kernels)
 
-        steps = range(total_steps)
-        self.lr_table = torch.tensor([optim.lr_at(s, total_steps) for s in steps], device=device)
-        self.host_bands = np.array([dropout.band(s / total_steps) for s in steps])
+        self.lr_table = torch.tensor([optim.lr_at(s, total_steps) for s in range(total_steps)], device=device)
+        self.host_bands = np.array([dropout.band(s / total_steps) for s in range(total_steps)])
         self.bands = torch.tensor(self.host_bands, device=device)  # float64: k = round(rate · n) as on paper
         self.lengths = KeptLengths(dropout, batches, self.host_bands, self.samples) if mode.exact_counts else None
         batches.load_orders(0, self.samples)  # refuses a batch larger than the text
@@ -153,7 +154,7 @@ class TrainStep:
         if key not in self.graphs:
             started = time.perf_counter()
             before = to_cpu(self.state_dict())
-            Graph.prepare(lambda: self.update(*key))
+            Graph.prepare(lambda: (self.update(*key), self.step.sub_(1)))  # each time on this step's own batch
             self.load_state_dict(before)
             self.pool = self.pool or torch.cuda.graph_pool_handle()
             function = (lambda: self.update(*key)) if self.updating.capturable else gradients
@@ -174,8 +175,7 @@ class TrainStep:
 
     def gradients(self, drops: bool, kept_max: int) -> tuple[Tensor, Tensor]:
         """Backward passes of all micro-batches. Returns the summed objective (), and loss and COUNTS (6,), float32."""
-        totals = torch.zeros(1 + len(COUNTS), device=self.device)
-        objective = torch.zeros((), device=self.device)
+        objective, totals = (torch.zeros(shape, device=self.device) for shape in ((), 1 + len(COUNTS)))
         for micro in range(self.accumulate_steps):
             samples, tokens, targets = self.micro_batch(micro)
             mine = [x[self.mine] for x in (tokens, targets, samples)]
@@ -235,10 +235,9 @@ class TrainStep:
     def choose(self, tokens: Tensor, samples: Tensor, mine: list[Tensor], watch: Watch | None) -> tuple[Tensor, Tensor]:
         """Keep mask (B, T) and COUNTS (5,) float32 of the whole batch: each process scores its own rows and all choose
         together. mine, watch: see `watching`."""
-        recalled = None
         with self.score_watch, autocast(self.precision, self.device):
-            if self.cache:
-                recalled = self.cache.recall(tokens, samples, self.step)
+            recalled = self.cache.recall(tokens, samples, self.step) if self.cache else None
+            if recalled:
                 scores = recalled.scores
             elif self.shares_pass:
                 scores = distributed.gather_rows(watch.scores())
@@ -246,7 +245,8 @@ class TrainStep:
                 table = self.updating.table()
                 scores = distributed.gather_rows(self.dropout.scores(self.updating.scoring, *mine, table))
             choice = self.dropout.choose(scores, tokens, self.now(self.bands), samples)
-        return choice.keep, self.note(choice, tokens, recalled)
+        with self.updating.beside(tokens, *vars(choice).values(), *(recalled or ())):
+            return choice.keep, self.note(choice, tokens, recalled)
 
     def note(self, choice: Choice, tokens: Tensor, recalled: Recalled | None) -> Tensor:
         """Remember the scores and count who is dropped. Returns COUNTS (5,) float32."""

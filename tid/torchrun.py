@@ -3,6 +3,9 @@
 import os
 
 from tid.config import ConfigError
+from tid.messages import train_command
+
+AFTERWARDS = "(What follows is torchrun's own report that a process has ended with an error: the one above.)"
 
 
 def processes() -> int:
@@ -27,8 +30,14 @@ def local_processes() -> int:
 
 def speaks(error: BaseException | None = None) -> bool:
     """Should this process show the user `error`, or a result? All stumble over the same wrong setting, and the first
-    one tells; an error of one rank alone is marked with `of_this_rank` (tid.peers)."""
+    one tells; an error of one rank alone is marked with `of_this_rank` (tid.processes)."""
     return local_rank() == 0 or getattr(error, "of_this_rank", False)
+
+
+def command(*settings: str) -> str:
+    """The shell command that trains with these settings in as many processes of this machine as there are now."""
+    alone = train_command(*settings)
+    return alone if processes() == 1 else alone.replace("python", f"torchrun --nproc_per_node={local_processes()}", 1)
 
 
 def refuse_others(command: str, sweep: bool) -> None:

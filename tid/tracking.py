@@ -186,10 +186,15 @@ class WandbHandle(Handle):
                 self.library.teardown()  # else its atexit hook fails, or waits, once more
 
     def abandon(self) -> None:
-        with contextlib.suppress(AttributeError):  # wandb 0.31: its atexit hook waits for this process
-            self.library.setup()._connection._proc._process.kill()
-        with contextlib.suppress(BaseException):
-            self.library.teardown()
+        end_service(self.library)
+
+
+def end_service(wandb: Any) -> None:
+    """Kill wandb's own process, for which its hook at exit waits, however long the server keeps it waiting."""
+    with contextlib.suppress(AttributeError):  # of wandb 0.31
+        wandb.setup()._connection._proc._process.kill()
+    with contextlib.suppress(BaseException):
+        wandb.teardown()
 
 
 @contextmanager
@@ -209,6 +214,7 @@ def asking(seconds: int = 8) -> Iterator[str]:
         except ConfigError:
             raise
         except Exception as error:
+            end_service(wandb)
             silent = "did not respond in time" in str(error)  # wandb's words for a server that does not answer
             why = f"no answer within {os.environ['WANDB_HTTP_TIMEOUT']} s" if silent else first_line(error)
             raise ConfigError(f"{server} did not take it: {why}; are server, network and key right?") from None

@@ -109,10 +109,13 @@ class Twin(Decoder):
     ready: events after which the embedding, and each block's matrices, are up to date; None when all are.
     """
 
-    def __init__(self, model: Decoder, flat: Tensor, sink: MakeSink | None = None, compiled: bool = False) -> None:
+    def __init__(
+        self, model: Decoder, flat: Tensor, sink: MakeSink | None = None, pieces: Pieces | None = None
+    ) -> None:
         nn.Module.__init__(self)
         self.shape, self.ropes = model.shape, model.ropes
-        self.pieces = pieces = Pieces(compiled)
+        self.pieces = pieces = pieces or Pieces()
+        self.look_up, self.filled = pieces.look_up, pieces.filled
         sink = sink or (lambda kind, number: None)
         table, *matrices = split_like(flat, twin_shapes(model))
         self.embed_tokens = nn.Embedding(*table.shape, _weight=table)
@@ -167,9 +170,8 @@ class Twin(Decoder):
         if self.head_sink and torch.is_grad_enabled():
             self.head_sink.expect()
         watch = self.watch and self.watch.logits
-        by_hand = self.pieces.cross_entropy_by_hand
-        function, pieces = (NatsByHand, by_hand) if by_hand else (Nats, self.pieces)
-        nats = function.apply(h, table, targets.flatten(), self.shape.vocab_size, pieces, self.head_sink, watch)
+        function = NatsByHand if "cross_entropy" in self.pieces.by_hand else Nats
+        nats = function.apply(h, table, targets.flatten(), self.shape.vocab_size, self.pieces, self.head_sink, watch)
         return nats.view_as(targets)
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from tid import distributed
 from tid.model import Decoder
@@ -128,13 +129,16 @@ class Update:
             "scaler": {name: getattr(self, name) for name in self.TENSORS},
         }
 
+    def load_optimizer(self, optimizer: Optimizer, saved: dict) -> None:
+        rates = [group["lr"] for group in optimizer.param_groups]
+        optimizer.load_state_dict(saved)
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate  # on this device, and the tensor that a captured step may know
+
     def load_state_dict(self, state: dict) -> None:
         self.model.load_state_dict(state["model"])
         self.learned.load_state_dict(state["learned"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            rates = [group["lr"] for group in optimizer.param_groups]
-            optimizer.load_state_dict(saved)
-            for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate  # on this device, and the tensor that a captured step may know
+            self.load_optimizer(optimizer, saved)
         for name in self.TENSORS:
             getattr(self, name).copy_(state["scaler"][name])

@@ -2,8 +2,10 @@
 
 import signal
 from collections.abc import Callable, Sequence
+from concurrent.futures import BrokenExecutor
 from importlib.util import find_spec
 from pathlib import Path
+from shutil import which
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -28,16 +30,22 @@ class CellLauncher(Launcher):
 
     here = False  # do the cells run on this machine?
     needs: str | None = None  # a package that is not installed with tid
+    programs: tuple[str, ...] = ()  # that this machine must have
     run_cells: Callable[[list, Any], int]
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         from tid.config import ConfigError
 
         self.context, self.config, self.settings = hydra_context, config, sweep_settings(config)
-        if self.needs and not self.settings.dry_run and find_spec(self.needs) is None:
+        if self.settings.dry_run:
+            return
+        chosen = f"hydra/launcher={config.hydra.runtime.choices['hydra/launcher']}"
+        if self.needs and find_spec(self.needs) is None:
+            raise ConfigError(f"{chosen}: needs {self.needs}; pip install {self.needs}")
+        if missing := [program for program in self.programs if which(program) is None]:
             raise ConfigError(
-                f"hydra/launcher={config.hydra.runtime.choices['hydra/launcher']}: needs {self.needs}; "
-                f"pip install {self.needs}"
+                f"{chosen}: this machine has no {', '.join(missing)}; start the sweep on a login node of the cluster, "
+                f"or leave out {chosen} to run it here"
             )
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
@@ -91,6 +99,7 @@ class SlurmLauncher(CellLauncher):
     """Every run as a job of a SLURM cluster: see tid.sweep.on_slurm and conf/hydra/launcher/slurm.yaml."""
 
     needs = "submitit"
+    programs = ("sbatch", "srun", "squeue", "scancel")
 
     def __init__(self, **parameters: Any) -> None:
         self.parameters = {name: as_python(value) for name, value in parameters.items()}
@@ -168,7 +177,7 @@ class CellSweeper(Sweeper):
     def launch(self, cells: list, screen: Any) -> int:
         if isinstance(self.launcher, CellLauncher):
             return self.launcher.run_cells(cells, screen)
-        return launch_elsewhere(self.launcher, cells)
+        return launch_elsewhere(self.launcher, cells, screen)
 
 
 class OptunaSweeper(CellSweeper):
@@ -226,8 +235,16 @@ class OptunaSweeper(CellSweeper):
         return list(runs.values())
 
 
-def launch_elsewhere(launcher: Launcher, cells: list) -> int:
-    """Run the cells by a launcher that knows nothing of cells: it is given only the name of each frozen file."""
+WORKER_KILLED = (
+    "a worker process was killed, by the system if memory ran out, and joblib then ends all others. What is done stays "
+    "done, the rest goes on from its checkpoints. Fewer at a time need less memory (hydra.launcher.n_jobs); "
+    "hydra/launcher=local loses only the run that is killed."
+)
+
+
+def launch_elsewhere(launcher: Launcher, cells: list, screen: Any) -> int:
+    """Run the cells by a launcher that knows nothing of cells: it is given only the name of each frozen file. Returns
+    0, or the number of the signal that stopped it."""
     from tid.sweep.plan import look
 
     jobs = [
@@ -239,7 +256,10 @@ def launch_elsewhere(launcher: Launcher, cells: list) -> int:
         returns = launcher.launch(jobs, initial_job_idx=0)
     except KeyboardInterrupt:
         stopped = signal.SIGINT
-    except Exception as error:  # joblib gives all up when one worker is killed
+    except BrokenExecutor:
+        screen.say(WORKER_KILLED)
+        stopped = signal.SIGKILL
+    except Exception as error:
         trouble = f"{type(error).__name__}: {error}".splitlines()[0]
     for number, cell in enumerate(cells):
         ret = returns[number] if number < len(returns) else None

@@ -12,7 +12,7 @@ import pytest
 import synthetic
 
 from tid.comparison.folders import find, plan, question, read_all
-from tid.comparison.runs import DROP_POINTS, Run, at_budget, measured, read, read_metrics
+from tid.comparison.runs import DROP_POINTS, RunRecord, at_budget, measured, read, read_metrics
 from tid.config import ConfigError
 
 
@@ -57,7 +57,7 @@ def test_a_curve_is_read_between_evaluations_and_never_beyond_them(tmp_path):
 def test_the_place_is_chosen_on_the_even_documents_and_the_odd_ones_are_reported(tmp_path):
     even, odd = [5.0, 3.0, 4.0, 2.0], [6.0, 7.0, 1.0, 8.0]
     curves = {"flops": [10.0, 20.0, 30.0, 40.0], "select_loss": even, "report_loss": odd, "loss": [5.5, 5.0, 2.5, 5.0]}
-    run = Run(tmp_path, {}, "done", evaluations={name: np.array(values) for name, values in curves.items()})
+    run = RunRecord(tmp_path, {}, "done", evaluations={name: np.array(values) for name, values in curves.items()})
     assert at_budget(run, "flops", 30, "loss") == 7.0  # best on the even at 20, whatever the odd say
     assert at_budget(run, "flops", 40, "loss") == 8.0
     assert at_budget(run, "flops", 38, "loss") == pytest.approx(1 + 0.8 * 7)  # 2.4 on the even, there

@@ -180,7 +180,7 @@ def test_an_exported_model_shows_the_same_and_a_foreign_one_needs_a_text(trained
     assert one.marks.fates["entropy"].keep.tolist() == other.marks.fates["entropy"].keep.tolist()
     assert page.about(other, "x").startswith(f"{folder}, step 12, on x: 200 tokens")
     (folder / "tid.json").unlink()
-    with pytest.raises(config.ConfigError, match="nothing is known of the text"):
+    with pytest.raises(config.ConfigError, match="does not say which text it was trained on"):
         study(wish(trained, checkpoints=[str(folder)]))
     source = config.instantiate(one.loaded.record["config"]["data"], "data")
     with pytest.raises(config.ConfigError, match="scorer: this model was trained without one"):

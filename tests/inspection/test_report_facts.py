@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from tid import checkpoint
+from tid.config import ConfigError
 from tid.data.tokenizer import EOT
 from tid.inspection.figures import entropy_bits
-from tid.report import with_run
+from tid.report import check, with_run
 from tid.reporting import facts, training
 
 CONFIG = """
@@ -36,6 +37,15 @@ def test_the_bare_word_is_the_run(tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
         with_run(["a", "b"])
     assert stopped.value.code == 2 and "wanted one run's folder, got 2" in capsys.readouterr().err
+
+
+def test_without_a_run_the_command_and_the_newest_run_are_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"name a run's folder: python -m tid.report outputs/(.*\n)No run yet\?"):
+        check({"run": None})
+    (tmp_path / "outputs/name/a run/checkpoints").mkdir(parents=True)
+    with pytest.raises(ConfigError, match="python -m tid.report 'outputs/name/a run'$"):
+        check({"run": None})
 
 
 @pytest.fixture

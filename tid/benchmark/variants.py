@@ -13,7 +13,6 @@ from tid.config import ConfigError
 from tid.data.batches import Batches
 from tid.dropout import check_combination
 from tid.model import GPT
-from tid.pieces import BY_HAND, Pieces
 from tid.scorers import NoScorer
 from tid.step import TrainStep
 
@@ -95,7 +94,9 @@ def refusal(setup: Setup, variant: Variant) -> str | None:
     return None
 
 
-def train_step(setup: Setup, variant: Variant, *, total_steps: int = MAX_STEPS, window: int = WINDOW) -> TrainStep:
+def train_step(
+    setup: Setup, variant: Variant, *, total_steps: int = MAX_STEPS, window: int = WINDOW, kernels: str = "auto"
+) -> TrainStep:
     """The step as a run would build it. Raises ConfigError for components that make no sense together."""
     if why := refusal(setup, variant):
         raise ConfigError(why)
@@ -116,6 +117,7 @@ def train_step(setup: Setup, variant: Variant, *, total_steps: int = MAX_STEPS, 
         window=window,
         precision=setup.precision,
         fast=setup.fast,
+        kernels=kernels,
     )
 
 
@@ -124,14 +126,10 @@ def batches_of(setup: Setup) -> Batches:
 
 
 class OurStep:
-    """A `TrainStep` that counts for itself. kernels: what it leaves to tid.kernels, "none", "all" or one of BY_HAND."""
+    """A `TrainStep` that counts for itself. kernels: see tid.pieces.by_hand_for."""
 
-    def __init__(self, setup: Setup, variant: Variant, kernels: str = "none") -> None:
-        Pieces.by_hand = {"none": (), "all": BY_HAND}.get(kernels, (kernels,))
-        try:
-            self.step = train_step(setup, variant)
-        finally:
-            Pieces.by_hand = ()
+    def __init__(self, setup: Setup, variant: Variant, kernels: str = "auto") -> None:
+        self.step = train_step(setup, variant, kernels=kernels)
         self.done = 0
 
     def __call__(self) -> None:
@@ -158,10 +156,11 @@ class OurStep:
         return sorted(read)[len(read) // 2] if read else None
 
 
-def contender(setup: Setup, variant: Variant, several_optims: bool, kernels: str = "none") -> Contender:
+def contender(setup: Setup, variant: Variant, several_optims: bool, kernels: str = "auto") -> Contender:
+    by_hand = {"auto": "", "none": ", none by hand"}.get(kernels, f", {kernels} by hand")
     optim = f", {variant.optim_name}" if several_optims else ""
     return Contender(
-        label=variant.label + optim + (f", {kernels} by hand" if kernels != "none" else ""),
+        label=variant.label + optim + by_hand,
         batch_size=variant.batch_size,
         context=setup.context,
         make=lambda: OurStep(setup, variant, kernels),

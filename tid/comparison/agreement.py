@@ -7,7 +7,7 @@ precision and device may be averaged over by those who ask for it, and the repor
 from collections import defaultdict
 from collections.abc import Iterable
 
-from tid.comparison.runs import Run
+from tid.comparison.runs import RunRecord
 from tid.config import ConfigError
 from tid.revision import in_words
 
@@ -16,7 +16,7 @@ APART = ("data", "budget")
 EXAMPLES = 4  # values of a fact that a message lists
 
 
-def fact(run: Run, name: str) -> str:
+def fact(run: RunRecord, name: str) -> str:
     """One of the five facts about a done run, in words."""
     summary = run.summary
     if name == "data":
@@ -34,7 +34,7 @@ def code(summary: dict) -> str:
     return f"{in_words(summary)}, tid {versions['tid']}, torch {versions['torch']}"
 
 
-def differences(runs: list[Run]) -> dict[str, dict[str, list[Run]]]:
+def differences(runs: list[RunRecord]) -> dict[str, dict[str, list[RunRecord]]]:
     """The facts in which done runs differ: {fact: {value in words: its runs}}."""
     found = {}
     contested = _contested(runs)
@@ -47,7 +47,7 @@ def differences(runs: list[Run]) -> dict[str, dict[str, list[Run]]]:
     return found
 
 
-def _contested(runs: list[Run]) -> list[str]:
+def _contested(runs: list[RunRecord]) -> list[str]:
     """Modules outside tid of which the runs have used more than one state. A run that has none of them is no witness
     against those that have: a scorer of one's own may be held against one of tid's."""
     states = defaultdict(set)
@@ -57,7 +57,7 @@ def _contested(runs: list[Run]) -> list[str]:
     return sorted(module for module, checksums in states.items() if len(checksums) > 1)
 
 
-def _identity(run: Run, name: str, contested: Iterable[str] = ()) -> str:
+def _identity(run: RunRecord, name: str, contested: Iterable[str] = ()) -> str:
     """Texts are the same when their contents are, whatever they are called; code, when its sources are, whatever the
     commit: it has to do for runs without a checksum of them."""
     if name == "data":
@@ -70,13 +70,13 @@ def _identity(run: Run, name: str, contested: Iterable[str] = ()) -> str:
     return fact(run, name)
 
 
-def _described(same: list[Run], name: str, values: dict) -> str:
+def _described(same: list[RunRecord], name: str, values: dict) -> str:
     text = fact(same[0], name)
     clash = name == "data" and sum(fact(runs[0], name) == text for runs in values.values()) > 1
     return f"{text} {_identity(same[0], name)}" if clash else text
 
 
-def insist(runs: list[Run], allow: list[str]) -> dict[str, dict[str, list[Run]]]:
+def insist(runs: list[RunRecord], allow: list[str]) -> dict[str, dict[str, list[RunRecord]]]:
     """The differences between done runs that `allow` permits. Raises ConfigError for any other, saying what differs,
     in which runs, and how to proceed."""
     found = differences(runs)

@@ -11,7 +11,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tid.comparison.runs import Run
+from tid.comparison.runs import RunRecord
 from tid.config import DROPPING, canonical, snake_case
 
 RANDOM = "tid.scorers.Random"
@@ -28,8 +28,8 @@ class Configuration:
 
     settings: dict
     stratum: tuple
-    runs: dict[int, Run] = field(default_factory=dict)
-    others: dict[int, Run] = field(default_factory=dict)
+    runs: dict[int, RunRecord] = field(default_factory=dict)
+    others: dict[int, RunRecord] = field(default_factory=dict)
     key: str = ""
     label: str = ""
     names: dict[str, str] = field(default_factory=dict)
@@ -63,15 +63,15 @@ class Configuration:
         return {run.folder.parent for run in (*self.runs.values(), *self.others.values())}
 
 
-def stratum(run: Run) -> tuple:
+def stratum(run: RunRecord) -> tuple:
     """What a done run was trained and validated on, and for how long."""
     data = run.summary["data"]
     return (data["train.jsonl"], data["val.jsonl"], run.summary["steps"], run.summary["tokens"])
 
 
-def once(runs: list[Run]) -> tuple[list[Run], list[tuple[Run, Run]]]:
+def once(runs: list[RunRecord]) -> tuple[list[RunRecord], list[tuple[RunRecord, RunRecord]]]:
     """Each cell once, a done run before others of the same cell; and the pairs (left out, kept)."""
-    kept: dict[tuple, Run] = {}
+    kept: dict[tuple, RunRecord] = {}
     repeats = []
     for run in sorted(runs, key=lambda run: run.state != "done"):
         cell = run.hash or str(run.folder)
@@ -84,7 +84,7 @@ def once(runs: list[Run]) -> tuple[list[Run], list[tuple[Run, Run]]]:
     return [run for run in runs if run not in left_out], repeats
 
 
-def group(runs: list[Run]) -> list[Configuration]:
+def group(runs: list[RunRecord]) -> list[Configuration]:
     """Configurations with their labels and controls, in the order of their first runs. Runs whose configuration
     could not be read belong to none."""
     found: dict[str, Configuration] = {}

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tid.comparison.configurations import Configuration
-from tid.comparison.runs import DOCUMENT_COLUMNS, UNITS, Run, at_budget, measured
+from tid.comparison.runs import DOCUMENT_COLUMNS, UNITS, RunRecord, at_budget, measured
 from tid.comparison.statistics import Difference, adjusted, by_documents, by_seeds
 
 VIEWS = ("final", "best", "flops", "seconds")
@@ -18,7 +18,7 @@ class Limit(NamedTuple):
     """What every run of a stratum spent: `amount` FLOPs or seconds, all that its `cheapest` run spent."""
 
     amount: float
-    cheapest: Run
+    cheapest: RunRecord
 
 
 Budgets = dict[tuple, dict[str, Limit]]
@@ -41,7 +41,7 @@ def budgets(configurations: list[Configuration]) -> Budgets:
     return found
 
 
-def value(run: Run, view: str, unit: str, limits: dict[str, Limit]) -> float:
+def value(run: RunRecord, view: str, unit: str, limits: dict[str, Limit]) -> float:
     """A done run's validation figure in a view; NaN where its curve does not reach the budget."""
     if view in ("flops", "seconds"):
         if view not in limits:
@@ -60,7 +60,7 @@ def differences(
 ) -> dict[Key, Difference]:
     """Every difference from both controls, with the p-values corrected for all of those that were tested."""
     found: dict[Key, Difference] = {}
-    single: dict[tuple, list[tuple[Key, Run, Run]]] = defaultdict(list)
+    single: dict[tuple, list[tuple[Key, RunRecord, RunRecord]]] = defaultdict(list)
     for ours in configurations:
         for control in CONTROLS:
             theirs = getattr(ours, control)
@@ -114,7 +114,7 @@ def _over_seeds(
 
 
 def _over_documents(
-    waiting: list[tuple[Key, Run, Run]], view: str, unit: str, confidence: float
+    waiting: list[tuple[Key, RunRecord, RunRecord]], view: str, unit: str, confidence: float
 ) -> dict[Key, Difference]:
     """Differences of single pairs of runs; all validated the same documents."""
     part = slice(None) if view == "final" else slice(1, None, 2)

@@ -6,14 +6,14 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from tid.comparison.runs import Run, read
+from tid.comparison.runs import RunRecord, read
 from tid.config import ConfigError, run_hash
 
 PLAN = ".sweep/sweep.json"
 FROZEN = ".sweep/cells"
 
 
-def read_all(patterns: Iterable[str]) -> list[Run]:
+def read_all(patterns: Iterable[str]) -> list[RunRecord]:
     """Every run at or below the folders that `patterns` name, and the cells of their sweeps that never started.
 
     Raises ConfigError as `find` does.
@@ -30,7 +30,7 @@ def read_all(patterns: Iterable[str]) -> list[Run]:
         for name, config in (cells or {}).items() if whole else ():
             if os.path.realpath(home / name) not in started:
                 why = "planned by the sweep, not started"
-                runs.append(Run(home / name, config, "missing", why, planned=True))
+                runs.append(RunRecord(home / name, config, "missing", why, planned=True))
     return runs
 
 

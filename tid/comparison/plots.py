@@ -30,7 +30,7 @@ from tid.comparison.drawing import (
     styles,
 )
 from tid.comparison.report import Report, Row
-from tid.comparison.runs import Run
+from tid.comparison.runs import RunRecord
 from tid.comparison.statistics import Spread, band
 from tid.comparison.words import VIEW, level, name
 
@@ -243,7 +243,7 @@ def drop_rates(report: Report) -> Figure | None:
     """One line for all configurations whose rates are alike: most scorers follow their schedule exactly."""
     kinds: list[tuple[np.ndarray, np.ndarray, list[Configuration]]] = []
     for row in report.rows:
-        runs: list[Run] = list(row.configuration.runs.values())
+        runs: list[RunRecord] = list(row.configuration.runs.values())
         steps = common([run.drops["step"] for run in runs]) if runs and not row.configuration.is_baseline else []
         if not len(steps):
             continue

@@ -8,7 +8,7 @@ import numpy as np
 from tid.comparison import agreement, configurations
 from tid.comparison.configurations import Configuration
 from tid.comparison.differences import Budgets, Difference, budgets, differences, value
-from tid.comparison.runs import UNITS, Run, measured
+from tid.comparison.runs import UNITS, RunRecord, measured
 from tid.comparison.statistics import Spread, spread
 from tid.config import ConfigError
 
@@ -63,13 +63,13 @@ class Report:
     question: Question
     rows: list[Row]
     absent: list[Absent]
-    runs: list[Run]
+    runs: list[RunRecord]
     limits: Budgets
-    mixed: dict[str, dict[str, list[Run]]]
+    mixed: dict[str, dict[str, list[RunRecord]]]
     said: list[str] = field(default_factory=list)
 
     @property
-    def done(self) -> list[Run]:
+    def done(self) -> list[RunRecord]:
         return [run for row in self.rows for run in row.configuration.runs.values()]
 
     @property
@@ -82,7 +82,7 @@ class Report:
         return sum(d.method == "seeds" for row in self.rows for d in row.differences.values())
 
 
-def build(runs: list[Run], question: Question) -> Report:
+def build(runs: list[RunRecord], question: Question) -> Report:
     """Compare runs in any state. Raises ConfigError when none is done, or when those that are done must not stand
     in one report (see `agreement`)."""
     done = [run for run in runs if run.summary]
@@ -109,7 +109,7 @@ def _rank(row: Row, view: str) -> tuple:
     return not row.n, mean != mean, row.configuration.is_censored, mean, row.configuration.label
 
 
-def _repeated(repeats: list[tuple[Run, Run]]) -> list[str]:
+def _repeated(repeats: list[tuple[RunRecord, RunRecord]]) -> list[str]:
     if not repeats:
         return []
     named = "; ".join(f"{run.folder} repeats {kept.folder}" for run, kept in repeats[:3])
@@ -119,7 +119,7 @@ def _repeated(repeats: list[tuple[Run, Run]]) -> list[str]:
     return [f"Cells that are there twice count once ({len(repeats)}: {named}{more}).{differ}"]
 
 
-def _state_of(run: Run) -> str:
+def _state_of(run: RunRecord) -> str:
     return f"  {run.state:<10} {run.folder}{f': {run.reason}' if run.reason else ''}"
 
 
@@ -152,7 +152,7 @@ def _expected(configuration: Configuration, groups: list[Configuration]) -> set[
     return {seed for c in siblings for seed in (*c.runs, *c.others)}
 
 
-def _absent(groups: list[Configuration], runs: list[Run], unit: str) -> list[Absent]:
+def _absent(groups: list[Configuration], runs: list[RunRecord], unit: str) -> list[Absent]:
     """Pruned, failed, running and missing cells, by configuration and seed, then those of no configuration."""
     found = []
     for c in groups:
@@ -166,7 +166,7 @@ def _absent(groups: list[Configuration], runs: list[Run], unit: str) -> list[Abs
     return found
 
 
-def _unfinished(label: str, seed: int | None, run: Run, unit: str) -> Absent:
+def _unfinished(label: str, seed: int | None, run: RunRecord, unit: str) -> Absent:
     if run.state == "pruned":
         meaning = "censored: it was losing when it was stopped, so it is in no mean"
     else:

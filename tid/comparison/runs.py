@@ -1,6 +1,6 @@
 """Read a run's folder: how the run ended, what it reached, its curve.
 
-A run that is broken is no error here: it becomes a Run whose state and reason say what is wrong with it.
+A run that is broken is no error here: it becomes a RunRecord whose state and reason say what is wrong with it.
 """
 
 import json
@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import yaml
 
-from tid.config import run_hash
+from tid.config import ConfigError, run_hash
+from tid.config_file import edits
 from tid.logs import METRICS, read_status
 
 UNITS = ("loss", "bpc", "bpb")  # nats per token, bits per character, bits per UTF-8 byte
@@ -27,7 +28,7 @@ Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 @dataclass(frozen=True, eq=False)
-class Run:
+class RunRecord:
     """One run's folder.
 
     state: done, running, failed, preempted or pruned as the run said; killed (it said running, and its process is
@@ -65,7 +66,7 @@ class Run:
 # --------------------------------------------------------------------------------------------------- a run
 
 
-def read(folder: Path, frozen: dict | None = None) -> Run:
+def read(folder: Path, frozen: dict | None = None) -> RunRecord:
     """The run in `folder`, whatever state it is in. frozen: its configuration in its sweep's plan; {} in a plan
     that does not have it, None without a plan."""
     status = read_status(folder) or {}
@@ -75,17 +76,20 @@ def read(folder: Path, frozen: dict | None = None) -> Run:
     try:
         facts |= read_metrics(folder)
         config = _config(folder)
+        if edited := edits(folder, frozen):
+            raise ConfigError(f"config.yaml {edited}; put it back as it was")
         if state == "done":
             facts["summary"] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
             facts["documents"] = _documents(folder / "documents.csv")
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
         missing = isinstance(error, FileNotFoundError)
         why = f"{Path(error.filename).name} is missing" if missing else f"{type(error).__name__}: {error}"
+        why = str(error) if isinstance(error, ConfigError) else why
         if state not in ("done", "running"):  # its own reason says more
-            return Run(folder, frozen or {}, state, reason, **facts)
+            return RunRecord(folder, frozen or {}, state, reason, **facts)
         facts["summary"] = {}
-        return Run(folder, frozen or {}, "unreadable", _one_line(why), **facts)
-    return Run(folder, config, state, reason, **facts)
+        return RunRecord(folder, frozen or {}, "unreadable", _one_line(why), **facts)
+    return RunRecord(folder, config, state, reason, **facts)
 
 
 def _state(status: dict) -> tuple[str, str]:
@@ -136,7 +140,7 @@ def _documents(path: Path) -> np.ndarray:
 
 
 def read_metrics(folder: Path) -> dict[str, dict[str, np.ndarray]]:
-    """`evaluations` and `drops` of a Run. A long run has thousands of rows: those of no use are not parsed."""
+    """`evaluations` and `drops` of a RunRecord. A long run has thousands of rows: those of no use are not parsed."""
     path = folder / METRICS
     lines = path.read_bytes().splitlines() if path.exists() else []
     every = max(1, len(lines) // DROP_POINTS)
@@ -167,7 +171,7 @@ def _column(rows: list[dict], key: str) -> np.ndarray:
     return np.array([np.nan if value is None else value for value in values], dtype=float)
 
 
-def measured(run: Run, when: str, unit: str) -> float:
+def measured(run: RunRecord, when: str, unit: str) -> float:
     """A done run's validation figure: `final`, `best` (chosen on the even documents) or `report` (the same weights
     as best, on the odd documents, which had no say in choosing them)."""
     if when != "report":
@@ -178,7 +182,7 @@ def measured(run: Run, when: str, unit: str) -> float:
     return float(nats / size / (1 if unit == "loss" else np.log(2))) if size else float("nan")
 
 
-def at_budget(run: Run, cost: str, budget: float, unit: str) -> float:
+def at_budget(run: RunRecord, cost: str, budget: float, unit: str) -> float:
     """The best that the validation curve came to within `budget` of `cost` (flops or seconds), on straight lines
     between evaluations; NaN where that would be before the first or beyond the last of them. The place is chosen on
     the even documents, and the figure is that of the odd ones there.

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from tid.comparison.differences import CONTROLS, VIEWS
 from tid.comparison.report import COSTS, MOMENTS, Report, Row
-from tid.comparison.runs import UNITS, Run, measured
+from tid.comparison.runs import UNITS, RunRecord, measured
 from tid.comparison.words import (
     CONTROL,
     VIEW,
@@ -273,7 +273,7 @@ def runs_csv(report: Report) -> tuple[list[str], list[list]]:
     return header, rows
 
 
-def _run_figures(run: Run) -> list:
+def _run_figures(run: RunRecord) -> list:
     if not run.summary:
         return [""] * (len(MOMENTS) * len(UNITS) + len(COSTS) + 2)
     figures = [measured(run, moment, unit) for moment in MOMENTS for unit in UNITS]

@@ -14,7 +14,7 @@ from tid.data.tokenizer import EOT, encode, fast_encoding
 from tid.device import choose_device, choose_precision, set_up
 from tid.inspection import figures, shown
 from tid.inspection.marks import Dropping, Marks, mark
-from tid.load import Loaded, load_model
+from tid.load import Loaded, load_model, own_text
 from tid.schedules import rate_band
 
 USUAL_RATE = 0.3  # for a run that has none of its own
@@ -61,7 +61,9 @@ def study(wish: Wish) -> Study:
     set_up(device)
     loaded = load_model(wish.checkpoints[0], device)
     run = (loaded.record or {}).get("config")
-    corpus = training_corpus(wish, run)
+    folders = wish.data_dir, wish.tokenizer_dir
+    elsewhere = run is None and wish.source is not None  # its token counts stand for those that nobody knows
+    corpus = load_corpus(wish.source, *folders) if elsewhere else own_text(loaded, *folders)
     stream, label = stream_of(wish, corpus)
     counts = np.bincount(corpus.train.tokens, minlength=loaded.model.shape.vocab_size)
     dropping, said = dropping_of(wish, run, torch.from_numpy(counts).float().to(device))
@@ -75,17 +77,6 @@ def study(wish: Wish) -> Study:
     found.churn.extend(churn(wish, loaded, marks, stream, dropping, precision, device))
     name = config.snake_case(type(dropping.selector).__name__)
     return Study(loaded, marks, found, shown.texts(marks.tokens, pieces), counts, pieces, label, said, name)
-
-
-def training_corpus(wish: Wish, run: dict | None) -> Corpus:
-    """The text that the model was trained on: its counts are the frequencies."""
-    if run is None and wish.source is None:
-        raise config.ConfigError(
-            "data: nothing is known of the text that this model was trained on, whose token counts are needed; "
-            "name a text in its place: data=builtin, data=jsonl ..."
-        )
-    source = config.instantiate(run["data"], "data") if run else wish.source
-    return load_corpus(source, wish.data_dir, wish.tokenizer_dir)
 
 
 def stream_of(wish: Wish, corpus: Corpus) -> tuple[np.ndarray, str]:

@@ -9,6 +9,7 @@ import numpy as np
 from omegaconf import OmegaConf
 
 from tid.config import NEUTRAL, ConfigError, is_baseline, run_slug
+from tid.config_file import refuse_edited
 from tid.inspection.tables import Table, percent
 from tid.load import read_json
 from tid.logs import read_metrics, read_status
@@ -47,7 +48,8 @@ class Facts:
 
 
 def read(folder: Path) -> Facts:
-    """Raises ConfigError for a folder that is no run's, or that of one without a single row of metrics."""
+    """Raises ConfigError for a folder that is no run's, for one without a single row of metrics, and for one whose
+    config.yaml was edited."""
     if not (folder / "config.yaml").is_file():
         found = sorted(str(path.parent) for path in folder.glob("*/config.yaml"))
         hint = f"; did you mean {found[0]}?" if found else ""
@@ -55,6 +57,7 @@ def read(folder: Path) -> Facts:
     rows, _ = read_metrics(folder)
     if not rows:
         raise ConfigError(f"{folder}: this run has logged nothing yet; there is nothing to report")
+    refuse_edited(folder)
     paths = (folder / "diagnostics").glob("step-*.json")
     diagnostics = sorted(filter(None, map(read_json, paths)), key=lambda found: found["step"])
     return Facts(

@@ -9,15 +9,16 @@ from typing import Any
 from tid import config, pages
 from tid.checkpoint import BEST, LAST
 from tid.comparison import svg
-from tid.data import DataError, load_corpus
+from tid.data import DataError
 from tid.device import choose_device, choose_precision
 from tid.inspection import page as inspection_page
 from tid.inspection.study import Study, Wish, study
 from tid.inspection.tables import Table
-from tid.load import load_model
+from tid.load import load_model, own_text
 from tid.reporting import curves, facts, training
 from tid.reporting.facts import Facts
 from tid.reporting.samples import Sampling, samples
+from tid.same_text import OtherText
 
 SHOWN_TOKENS = 384  # of the marked text: a few sequences; all of it is on the page of tid.inspect
 NOTES = (
@@ -42,7 +43,8 @@ class Looks:
 
 
 def page(folder: Path, looks: Looks, call: str) -> tuple[str, list[str]]:
-    """The page, and what had to be left out, with the reason. Raises ConfigError for a folder that is no run's."""
+    """The page, and what had to be left out, with the reason. Raises ConfigError for a folder that is no run's,
+    and OtherText."""
     found = facts.read(folder)
     left_out: list[str] = []
     dropping = None
@@ -73,9 +75,12 @@ def page(folder: Path, looks: Looks, call: str) -> tuple[str, list[str]]:
 
 
 def attempt(what: str, left_out: list[str], make: Callable[[], Any]) -> Any:
-    """What `make` gives; None, with the reason in `left_out`, when the checkpoint or the text is not to be had."""
+    """What `make` gives; None, with the reason in `left_out`, when the checkpoint or the text is not to be had. Raises
+    OtherText."""
     try:
         return make()
+    except OtherText:
+        raise
     except (config.ConfigError, DataError) as error:
         left_out.append(f"{what}: {str(error).splitlines()[0]}")
         return None
@@ -119,7 +124,6 @@ def dropped(folder: Path, looks: Looks) -> dict:
 def write(folder: Path, found: Facts, looks: Looks) -> list[tuple[str, str]]:
     """Samples of the run's checkpoint."""
     device = choose_device(looks.device)
-    source = config.instantiate(found.config["data"], "data")
     loaded = load_model(checkpoint_of(folder), device)
-    corpus = load_corpus(source, looks.data_dir, looks.tokenizer_dir)
+    corpus = own_text(loaded, looks.data_dir, looks.tokenizer_dir)
     return samples(loaded, corpus, looks.sampling, choose_precision(found.config["precision"], device))

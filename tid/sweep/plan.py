@@ -11,6 +11,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from tid.config import RunConfig, SweepConfig, check, coerced, run_folder, run_hash
+from tid.config_file import refuse_edited
 from tid.logs import now, read_status, write_text
 from tid.pin import pin
 from tid.pruning import prunes_nothing
@@ -103,6 +104,7 @@ def make_cells(configs: list[dict], meant: list[list[str]], retry_failed: bool) 
     for (config, words), label in zip(unique.values(), labels(configs), strict=True):
         config = pin(config) | {"label": config.get("label") or label, "dry_run": False, "retry_failed": False}
         cell = Cell(config, check(config), config["label"], run_folder(config), meant=words)
+        refuse_edited(cell.folder, config)
         cells.append(look(cell, retry_failed))
     return cells
 

@@ -1,0 +1,38 @@
+"""Rows taken out of a sequence and put back: as by gather and scatter, gradients too."""
+
+import pytest
+import torch
+
+from tid import rows
+from tid.rows import PutBack, TakenOut, kept_rows
+
+
+def masks() -> torch.Tensor:
+    keep = torch.rand(5, 12, generator=torch.Generator().manual_seed(0)) < 0.5
+    keep[0], keep[1] = True, False
+    return keep
+
+
+@pytest.mark.parametrize("size", [12, 15])
+def test_kept_rows_and_the_way_back(size):
+    index, back = kept_rows(masks(), size)
+    assert index.shape == (5, size) and back.shape == (5, 12)
+    for keep, forth, its in zip(masks(), index.tolist(), back.tolist(), strict=True):
+        kept = keep.nonzero()[:, 0].tolist()
+        assert forth == kept + [-1] * (size - len(kept))
+        assert [its[position] for position in kept] == list(range(len(kept)))
+        assert all(its[position] == -1 for position in range(12) if position not in kept)
+
+
+def test_rows_are_changed_where_they_were_and_gradients_follow():
+    keep = masks()
+    size = int(keep.sum(dim=1).max())
+    index, back = kept_rows(keep, size)
+    x = torch.randn(5, 12, 3, dtype=torch.float64, requires_grad=True)
+
+    def changed(x: torch.Tensor) -> torch.Tensor:
+        short, rest = TakenOut.apply(x, index, back, rows)
+        return PutBack.apply(rest, short.sin() * 2, index, back, rows)
+
+    torch.testing.assert_close(changed(x), torch.where(keep[..., None], x.sin() * 2, x))
+    assert torch.autograd.gradcheck(changed, x)

@@ -1,0 +1,123 @@
+"""What lies between two products: the gradients of SwiGLU and of a norm, and cross-entropy with its gradient."""
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+PROGRAMS = 256  # of a norm's gradient, where nobody asks for the weight's
+GAIN = 256.0  # of a cross-entropy gradient: 16-bit floats with 5 bits of exponent lose probabilities below 6e-5
+LOG2_E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def swiglu_gradient_kernel(gate_up, dy, out, SIZE: tl.constexpr, BLOCK: tl.constexpr):
+    """One program for BLOCK columns of a row: both halves of the gradient read the same three numbers."""
+    row, column = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    kind = out.dtype.element_ty
+    inside, at = column < SIZE, row * (2 * SIZE) + column
+    g = tl.load(gate_up + at, mask=inside, other=0.0).to(tl.float32)
+    u = tl.load(gate_up + at + SIZE, mask=inside, other=0.0).to(tl.float32)
+    d = tl.load(dy + row * SIZE + column, mask=inside, other=0.0).to(tl.float32)
+    s = tl.sigmoid(g)
+    tl.store(out + at, (d * u * s * (1 + g * (1 - s))).to(kind), mask=inside)
+    tl.store(out + at + SIZE, (d * g * s).to(kind), mask=inside)
+
+
+def swiglu_gradient(gate_up: Tensor, dy: Tensor) -> Tensor:
+    """`tid.pieces.swiglu_gradient`."""
+    out, size, block = torch.empty_like(gate_up), dy.shape[-1], 1024
+    swiglu_gradient_kernel[dy.numel() // size, triton.cdiv(size, block)](gate_up, dy, out, size, block)
+    return out
+
+
+@triton.jit
+def norm_gradient_kernel(
+    dh, dx, x, inverse, weight, out, low, sums, rows, each,
+    SIZE: tl.constexpr, BLOCK: tl.constexpr, AT_ONCE: tl.constexpr, AHEAD: tl.constexpr,
+):  # fmt: skip
+    """One program for `each` rows, AT_ONCE at a time, of which so many are read ahead; dx, low and sums may be None."""
+    program, column = tl.program_id(0), tl.arange(0, BLOCK)
+    there = column < SIZE
+    w = tl.load(weight + column, mask=there, other=0.0)
+    total = tl.zeros((AT_ONCE, BLOCK), tl.float32)
+    for start in tl.range(0, each, AT_ONCE, num_stages=AHEAD):
+        own = start + tl.arange(0, AT_ONCE)
+        row = program * each + own  # an element's number fits 32 bits up to 2.7 million rows of 768
+        mine = (own < each) & (row < rows)
+        inside = mine[:, None] & there[None, :]
+        at = row[:, None] * SIZE + column[None, :]
+        d = tl.load(dh + at, mask=inside, other=0.0).to(tl.float32)
+        v = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
+        r = tl.load(inverse + row, mask=mine, other=0.0)[:, None]
+        hat, g = v * r, d * w[None, :]
+        found = r * (g - hat * (tl.sum(g * hat, axis=1) / SIZE)[:, None])
+        if dx is not None:
+            found += tl.load(dx + at, mask=inside, other=0.0)
+        tl.store(out + at, found, mask=inside)
+        if low is not None:
+            tl.store(low + at, found.to(low.dtype.element_ty), mask=inside)
+        total += d * hat
+    if sums is not None:
+        at = sums + program * SIZE + column
+        tl.store(at, tl.load(at, mask=there, other=0.0) + tl.sum(total, axis=0), mask=there)
+
+
+def norm_gradient(
+    dh: Tensor, dx: Tensor | None, x: Tensor, inverse: Tensor, weight: Tensor, dtype: torch.dtype | None,
+    sums: Tensor | None,
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    """`tid.pieces.normed_gradient`; the gradient of the norm's weight is added to `sums` (programs, C) float32, by each
+    program that of its rows, unless that is None."""
+    size, rows, programs = x.shape[-1], inverse.numel(), PROGRAMS if sums is None else len(sums)
+    out = torch.empty(x.shape, device=x.device)
+    low = None if dtype is None else torch.empty(x.shape, device=x.device, dtype=dtype)
+    each = triton.cdiv(rows, programs)
+    ahead = 3 if each >= 16 else 1
+    dh, dx = dh.contiguous(), None if dx is None else dx.contiguous()
+    norm_gradient_kernel[(programs,)](
+        dh, dx, x, inverse, weight, out, low, sums, rows, each,
+        size, triton.next_power_of_2(size), 2, ahead, num_warps=4,
+    )  # fmt: skip
+    return out, low
+
+
+@triton.jit
+def cross_entropy_kernel(
+    logits, targets, nats, vocabulary, log_gain, COLUMNS: tl.constexpr, BLOCK: tl.constexpr, GRADIENT: tl.constexpr
+):
+    """One program for each row: its log-sum-exp, then its gradient in place: the row is still in the cache. Logarithms
+    are to base 2."""
+    row = tl.program_id(0).to(tl.int64)
+    base = logits + row * COLUMNS
+    target = tl.load(targets + row)
+    chosen = tl.load(base + target).to(tl.float32)
+    top, total = tl.full((BLOCK,), -1e30, tl.float32), tl.zeros((BLOCK,), tl.float32)
+    for start in range(0, COLUMNS, BLOCK):
+        column = start + tl.arange(0, BLOCK)
+        x = tl.load(base + column, mask=column < vocabulary, other=float("-inf")).to(tl.float32) * LOG2_E
+        higher = tl.maximum(top, x)
+        total = total * tl.exp2(top - higher) + tl.exp2(x - higher)
+        top = higher
+    highest = tl.max(top, axis=0)
+    log_sum = highest + tl.log2(tl.sum(total * tl.exp2(top - highest), axis=0))
+    tl.store(nats + row, log_sum / LOG2_E - chosen)
+    if GRADIENT:
+        gain = tl.exp2(log_gain)
+        for start in range(0, COLUMNS, BLOCK):
+            column = start + tl.arange(0, BLOCK)
+            x = tl.load(base + column, mask=column < vocabulary, other=float("-inf")).to(tl.float32)
+            p = tl.exp2(x * LOG2_E - (log_sum - log_gain))
+            p = tl.where(column == target, p - gain, p)
+            tl.store(base + column, p.to(logits.dtype.element_ty), mask=column < COLUMNS)
+
+
+def cross_entropy_(logits: Tensor, targets: Tensor, vocabulary: int, gradient: bool) -> Tensor:
+    """Nats (N,) float32 of logits (N, rows) whose columns from `vocabulary` on are padding. With `gradient` the logits
+    become GAIN · (softmax − one-hot)."""
+    nats = torch.empty(len(logits), device=logits.device)
+    constants = {"COLUMNS": logits.shape[1], "BLOCK": 4096, "GRADIENT": gradient, "num_warps": 16}
+    cross_entropy_kernel[(len(logits),)](logits, targets, nats, vocabulary, math.log2(GAIN), **constants)
+    return nats
