@@ -106,6 +106,19 @@ def test_the_peer_has_our_size():
     assert step.flops == 4 * 16 * setup.shape.flops_per_token(16)
 
 
+def test_the_plain_gpt2_has_our_width_and_depth():
+    setup = tiny_setup()
+    step, shape = peers.gpt2_step(setup, build("optim", "adamw"), 4, compiled=False), setup.shape
+    width, rows = shape.hidden_size, shape.build(0).embed_tokens.weight.shape[0]
+    layers = shape.num_layers * (12 * width**2 + 2 * width)
+    assert sum(p.numel() for p in step.parameters) == (rows + 16) * width + layers + width
+    before = [p.detach().clone() for p in step.parameters]
+    step()
+    assert not any(torch.equal(a, b) for a, b in zip(step.parameters, before, strict=True))
+    more = 6 * shape.num_layers * (8 * width**2 - 3 * width * shape.intermediate_size)
+    assert step.flops == 4 * 16 * (shape.flops_per_token(16) + more)
+
+
 def test_an_empty_compile_cache_for_a_while(monkeypatch):
     monkeypatch.setenv(start.CACHE, "/somewhere")
     monkeypatch.setenv(start.TRITON_CACHE, "/elsewhere")

@@ -43,7 +43,7 @@ class BenchConfig(BaseModel):
         list[Literal["steps", "loop", "run", "start", "memory"]], BeforeValidator(config.as_list), Field(min_length=1)
     ]
     batch_size: Annotated[list[config.Count], BeforeValidator(config.as_list), Field(min_length=1)]
-    peers: Annotated[list[Literal["eager", "compiled"]], BeforeValidator(config.as_list)]
+    peers: Annotated[list[Literal["eager", "compiled", "gpt2"]], BeforeValidator(config.as_list)]
     kernels: Annotated[
         list[Literal["auto", "none", "all", "attention", "swiglu_gradient", "cross_entropy", "norm_gradient"]],
         BeforeValidator(config.as_list),

@@ -121,24 +121,24 @@ def combinations(bench: Bench, settings: dict) -> dict[int, list[variants.Varian
 def steps(settings: dict, bench: Bench, ceilings: Ceilings, rules: Rules, found: dict) -> Iterator[str]:
     """Every step of a batch size in turn with the others of that size."""
     found["steps"] = []
-    with_peers = settings["peers"] and peers.load_transformers()
+    kinds = sorted(settings["peers"], key=("eager", "compiled", "gpt2").index)
+    lacking = set(kinds) - {"gpt2"} and not peers.load_transformers()
     for batch_size, chosen in combinations(bench, settings).items():
         several = len(bench.parts["optims"]) > 1
         contenders = [variants.contender(bench.setup, v, several, k) for v in chosen for k in settings["kernels"]]
-        for kind in sorted(settings["peers"], key=("eager", "compiled").index) if with_peers else []:
-            contenders.append(llama(bench, batch_size, kind))
+        contenders += [peer(bench, batch_size, kind) for kind in kinds if kind == "gpt2" or not lacking]
         say(f"steps of {batch_size} x {bench.setup.context} tokens: building {len(contenders)}, then "
             f"{rules.repeats} rounds in which each has {rules.turn_seconds:g} s")  # fmt: skip
         results = race(contenders, rules)
         found["steps"] += [report.step_facts(result, ceilings) for result in results]
         yield report.steps_table(results, ceilings, bench.setup.context)
     yield report.LEGEND
-    if settings["peers"] and not with_peers:
+    if lacking:
         yield peers.MISSING
 
 
-def llama(bench: Bench, batch_size: int, kind: str) -> Contender:
-    return peers.llama_contender(bench.setup, bench.plain_optim, batch_size, kind)
+def peer(bench: Bench, batch_size: int, kind: str) -> Contender:
+    return peers.contender(bench.setup, bench.plain_optim, batch_size, kind)
 
 
 def loop(settings: dict, bench: Bench, ceilings: Ceilings, rules: Rules, found: dict) -> Iterator[str]:

@@ -1,6 +1,7 @@
-"""What our steps are held against: a bare PyTorch loop of our model, and transformers' Llama of the same shape.
+"""What our steps are held against: a bare PyTorch loop of our model, transformers' Llama of the same shape, and a GPT-2
+of that width and depth in plain PyTorch.
 
-Both get every advantage that a plain loop can have: the batches lie on the device beforehand, torch's fused AdamW,
+All get every advantage that a plain loop can have: the batches lie on the device beforehand, torch's fused AdamW,
 no metrics, no checks, a constant learning rate.
 """
 
@@ -13,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tid.benchmark import gpt2
 from tid.benchmark.race import Contender
 from tid.benchmark.variants import Setup, batches_of, tensor_bytes
 from tid.llama import llama_config
@@ -93,6 +95,19 @@ def llama_step(setup: Setup, optim: AdamW, batch_size: int, compiled: bool) -> P
     return PlainStep(model, torch.compile(loss, dynamic=False) if compiled else loss, setup, optim, batch_size)
 
 
+def gpt2_step(setup: Setup, optim: AdamW, batch_size: int, compiled: bool) -> PlainStep:
+    """GPT-2, as `llama_step`."""
+    torch.manual_seed(setup.seed)
+    model = gpt2.GPT2(setup.shape, setup.context).to(setup.device)
+
+    def loss(tokens: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(model(tokens).flatten(0, 1), targets.flatten())
+
+    step = PlainStep(model, torch.compile(loss, dynamic=False) if compiled else loss, setup, optim, batch_size)
+    step.flops = batch_size * setup.context * gpt2.flops_per_token(setup.shape, setup.context)
+    return step
+
+
 def load_transformers() -> bool:
     """Import transformers' Llama, so that no step is charged with it; False when it is not installed."""
     if importlib.util.find_spec("transformers") is None:
@@ -101,14 +116,14 @@ def load_transformers() -> bool:
     return True
 
 
-def llama_contender(setup: Setup, optim: AdamW, batch_size: int, kind: str) -> Contender:
-    """kind: eager | compiled."""
-    compiled = kind == "compiled"
+def contender(setup: Setup, optim: AdamW, batch_size: int, kind: str) -> Contender:
+    """kind: eager | compiled, transformers' Llama; gpt2, always compiled."""
+    make, compiled = gpt2_step if kind == "gpt2" else llama_step, kind != "eager"
     return Contender(
-        label=f"transformers Llama, {kind}",
+        label="plain GPT-2, compiled" if kind == "gpt2" else f"transformers Llama, {kind}",
         batch_size=batch_size,
         context=setup.context,
-        make=lambda: llama_step(setup, optim, batch_size, compiled),
+        make=lambda: make(setup, optim, batch_size, compiled),
         facts={"kind": "peer", "peer": kind},
         compiled=compiled,
     )
