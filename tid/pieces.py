@@ -188,7 +188,7 @@ def cross_entropy_gradient_(logits: Tensor, targets: Tensor, log_sum: Tensor, dn
 
 def by_hand_for(kernels: str, device: torch.device) -> tuple[str, ...]:
     """Which of BY_HAND a model on this device takes from tid.kernels, if its config has `kernels`: all, none, one of
-    them, or auto: all on GPUs of compute capability 9 (Hopper), where each was faster; others have not been timed."""
+    them, or auto: all on GPUs of compute capability 9 (Hopper), where that was faster; on others it was not timed."""
     if kernels == "auto":
         kernels = "all" if device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9 else "none"
     return {"none": (), "all": BY_HAND}.get(kernels, (kernels,))

@@ -1,4 +1,5 @@
-"""GPT-2 (Radford et al. 2019) in plain PyTorch, as nanoGPT has it by default: no biases, no dropout, tied output matrix.
+"""GPT-2 (Radford et al. 2019) in plain PyTorch, as nanoGPT has it by default: no biases, no dropout, one matrix for input
+and output.
 
 It is here to be timed: a model of our depth, width and vocabulary in the code that most people start from.
 """

@@ -148,10 +148,10 @@ def attention_gradient_kernel(
 
 
 def attends(qkv: Tensor, num_heads: int, visible: Tensor | None) -> bool:
-    """Can `attention` take this product (B, T, 3C), in place of causal attention or one with the mask `visible`? Only a
-    Hopper GPU has room for all scores of a head: on earlier ones their registers spill (ptxas -v)."""
+    """Can `attention` take this product (B, T, 3C), in place of causal attention or one with the mask `visible`? On a
+    GPU only if it is a Hopper: others lack registers for all scores of a head, or the memory to read ahead."""
     _, length, width = qkv.shape
-    room = not qkv.is_cuda or (qkv.element_size() == 2 and torch.cuda.get_device_capability(qkv.device) >= (9, 0))
+    room = not qkv.is_cuda or (qkv.element_size() == 2 and torch.cuda.get_device_capability(qkv.device)[0] == 9)
     return visible is None and room and length <= LONGEST and width // 3 // num_heads in HEAD_SIZES
 
 
