@@ -169,7 +169,7 @@ def test_quantised_state_counts_as_it_is_stored():
 
 def test_flops_are_those_that_the_step_counts():
     setup = tiny_setup()
-    steps = [variants.OurStep(setup, v) for v in (variant("none"), variant("entropy"))]
+    steps = [variants.OurStep(setup, v, "auto") for v in (variant("none"), variant("entropy"))]
     for step in steps * 2:
         step()
     plain = 4 * 16 * tiny_shape().flops_per_token(16)

@@ -74,7 +74,7 @@ def test_a_model_that_is_named_is_timed_on_a_cpu_too():
         ("measure=speed", "measure.0: wanted 'steps', 'loop', 'run', 'start' or 'memory', got 'speed'"),
         ("batch_size=8,0", "batch_size.1: wanted a value greater than or equal to 1, got 0"),
         ("peers=eager,eager", "peers: the same value is there twice"),
-        ("kernels=attention,all device=cpu", "kernels: those by hand need a CUDA GPU and compile=true"),
+        ("kernels=none,all device=cpu", "kernels: those by hand need a CUDA GPU and compile=true"),
         ("kernels=norm", "kernels.0: wanted 'auto', 'none', 'all', 'attention', 'swiglu_gradient', 'cross_entropy' or"),
         ("scorer=random seeed=1", "seeed: unknown key; did you mean seed?"),
     ],
@@ -133,8 +133,8 @@ def test_tables_and_json_hold_every_row_and_those_that_fail(quick, tmp_path):
 
 def test_without_transformers_the_rest_is_timed_and_a_line_says_how_to_get_it(quick, tmp_path, monkeypatch):
     monkeypatch.setattr(peers, "load_transformers", lambda: False)
-    text, found = measured(tmp_path, "scorer=none", "measure=steps,memory", "batch_size=2")
-    assert [s["label"] for s in found["steps"]] == ["no drop"]
+    text, found = measured(tmp_path, "scorer=none", "measure=steps,memory", "batch_size=2", "kernels=auto,none")
+    assert [s["label"] for s in found["steps"]] == ["no drop", "no drop, none by hand"]
     assert "transformers is not installed" in text and "pip install" in text
     assert "only a GPU has an allocator that can be capped" in text and "memory" not in found
 

@@ -181,7 +181,7 @@ def test_captured_steps_race_and_are_measured():
     device = torch.device("cuda")
     setup = tiny_setup(device=device, fast=True, precision="bf16")
     chosen = variant("none"), variant("entropy", "skip")
-    contenders = [variants.contender(setup, v, False) for v in chosen]
+    contenders = [variants.contender(setup, v, False, "auto") for v in chosen]
     found = race.race(contenders, rules(repeats=2, device=device, turn_seconds=0.01))
     assert [r.failed for r in found] == [None, None]
     assert all(r.peak_bytes > 0 and r.reserved_bytes >= 0 and r.flops > 0 for r in found)

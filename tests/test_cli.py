@@ -77,6 +77,11 @@ def test_wrong_setting_is_refused_before_anything_is_written(tmp_path, arguments
     assert len(done.stderr.splitlines()) <= 5
 
 
+def test_the_key_to_blame_is_not_one_whose_value_is_still_to_be_given(tmp_path):
+    done = call(tmp_path, "-m", "tid.sample", "checkpoint=x", "seeed=1")
+    assert (done.returncode, done.stderr) == (2, "error: seeed: unknown key; did you mean seed?\n")
+
+
 def test_full_error_shows_the_traceback_too(tmp_path):
     done = train(tmp_path, "scorer=entropyy", HYDRA_FULL_ERROR="1")
     assert (

@@ -89,11 +89,29 @@ def test_a_second_time_the_workspace_is_updated_and_the_report_left_alone(tmp_pa
         mine["section"]["panelBankConfig"]["sections"] = [sections[0] | {"name": "my own"}, *sections]
         server.kept = {updated["id"]: updated | {"spec": json.dumps(mine)}}
         made = call(tmp_path, "-c", SAVE_AGAIN, **env)
-        assert made.returncode == 0 and made.stderr.count("is not there any more; made anew") == 1, made.stderr
+        assert made.returncode == 0 and made.stderr.count("cannot be read or is gone; made anew") == 1, made.stderr
         assert len(server.kept) == 2
         spec = json.loads(server.kept[updated["id"]]["spec"])
         names = [section["name"] for section in spec["section"]["panelBankConfig"]["sections"]]
         assert names == ["sweep scorers", "my own"]
+
+
+@pytest.mark.parametrize("text", ["[]", "7", '{"me/tid": "an address"}', "{"])
+def test_addresses_that_are_none_are_said_to_be_none(tmp_path, text, capsys):
+    assert dashboard.read_known(tmp_path) == {} and capsys.readouterr().err == ""
+    (tmp_path / ".sweep").mkdir()
+    (tmp_path / dashboard.KNOWN).write_text(text)
+    assert dashboard.read_known(tmp_path) == {}
+    assert f"{dashboard.KNOWN} holds no addresses" in capsys.readouterr().err
+    (tmp_path / dashboard.KNOWN).write_text('{"me/tid": {"Report": "an address"}}')
+    assert dashboard.read_known(tmp_path) == {"me/tid": {"Report": "an address"}}
+
+
+@pytest.mark.parametrize("address", [7, None, "an address"])
+def test_an_address_that_cannot_be_used_is_named(address, capsys):
+    for kind in (type(dashboard.workspace(**WHERE)), type(dashboard.report(**WHERE, question=""))):
+        assert dashboard.found(kind, address) is None
+        assert f"{kind.__name__}: {address} cannot be read or is gone; made anew" in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------------------------------------- trouble

@@ -125,6 +125,19 @@ def on_disk(state: dict) -> dict:
     return torch.load(file, weights_only=True)
 
 
+def test_a_state_before_the_first_update_is_zeros_and_a_part_of_one_is_none():
+    reference, flat = pair()
+    for number in range(2):
+        take_step(flat, number)
+    state = flat.state_dict()
+    flat.load_state_dict(reference.state_dict())
+    (optimizer,) = flat.optimizers
+    assert not any(moment.any() for of in optimizer.state.values() for moment in of.values())
+    del state["optimizers"][0]["state"][0]["exp_avg"]
+    with pytest.raises(KeyError, match="exp_avg"):
+        flat.load_state_dict(state)
+
+
 def assert_same_weights(one: Update, other: Update, tolerance: float = 1e-4) -> None:
     """Adam turns the sign of a gradient near zero into a whole step, so single weights may differ: norms may not."""
     for update in (one, other):

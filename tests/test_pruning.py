@@ -6,9 +6,10 @@ import pytest
 import runs
 import yaml
 
+from tid import config_file
 from tid.config import ConfigError
 from tid.logs import read_status
-from tid.pruning import MedianRule, NoPruner
+from tid.pruning import MedianRule, NoPruner, siblings
 
 CONFIG = {
     "data": {"_target_": "x"}, "context": 16, "batch_size": 8, "accumulate_steps": 2, "total_steps": 100,
@@ -81,6 +82,25 @@ def test_only_runs_of_the_same_data_and_budget_that_came_as_far_are_siblings(fou
     assert "1.2000 of 3 siblings" in RULE.verdict(CONFIG, four, {"step": 20})
     write_rows(four, [{"step": 10, "val_loss": 9.0, "val_bpc": 9.0}, validation(20, 1.3)])
     assert RULE.verdict(CONFIG, four, {"step": 20}) is None  # its own best is not known
+
+
+@pytest.mark.parametrize("text", ["just words", "", "- a list", "seed: 0", "a: [", "\udcff"])
+def test_a_sibling_without_a_configuration_is_none(four, text):
+    bad = run_with(four.parent, "bad", {20: 0.1})
+    (bad / "config.yaml").write_bytes(text.encode(errors="surrogateescape"))
+    assert "1.2000 of 3 siblings" in RULE.verdict(CONFIG, four, {"step": 20})
+
+
+def test_a_sibling_whose_configuration_was_edited_is_not_believed(four):
+    other = run_with(four.parent, "other", {20: 0.1}, context=32, seed=0, model={})
+    file, whole = other / "config.yaml", {"selector": {"_target_": "x"}, "drop_mode": {"_target_": "x"}}
+    config = yaml.safe_load(file.read_text()) | whole
+    config_file.write(other, config)
+    (other / "status.json").write_text(json.dumps({"state": "done"} | config_file.remembered(other, config)))
+    assert siblings(CONFIG | {"context": 32}, four) == [other]
+    file.write_text(file.read_text().replace("context: 32", "context: 16"))
+    assert yaml.safe_load(file.read_text())["context"] == CONFIG["context"]
+    assert "1.2000 of 3 siblings" in RULE.verdict(CONFIG, four, {"step": 20})
 
 
 def test_a_run_that_loses_ends_as_pruned_and_goes_on_without_the_rule(tmp_path, capsys):

@@ -135,6 +135,12 @@ def test_a_module_in_a_package_of_ones_own_has_its_packages_with_it(tmp_path, mo
     assert found.keys() == {"own_all", "own_all.inner", "own_all.inner.margin", "own_all.other"}
 
 
+def test_what_training_does_not_reach_of_tid_is_nobodys_own(mine):
+    mine("import tid.report, tid.comparison.page\nfrom tid.inspection import study\n")
+    assert revision.own_modules("own_margin").keys() == {"own_margin"}  # as it would be with tid installed
+    assert revision.own_modules("tid.report").keys() == {"tid.report"}  # unless a component comes from there
+
+
 def test_other_code_is_told_by_its_sources_whatever_the_commit(monkeypatch):
     monkeypatch.setattr(revision, "git_sha", lambda: "a" * 40 + "-dirty")
     assert not revision.is_other({"git_sha": "b" * 40, "source": revision.SOURCE}, {})  # a commit of the README

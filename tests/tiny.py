@@ -112,7 +112,8 @@ def tiny_step(
         tiny_text() if text is None else text,
         context=CONTEXT, stride=stride, seed=seed, protected_token=EOT, device=device,
     )  # fmt: skip
-    fields = {"batch_size": 4, "accumulate_steps": 1, "total_steps": 8, "window": 8, "precision": "fp32"}
+    fields = {"batch_size": 4, "accumulate_steps": 1, "total_steps": 8, "window": 8, "precision": "fp32",
+              "fast": False, "kernels": "auto"}  # fmt: skip
     return TrainStep(
         (tiny_model(seed) if model is None else model).to(device),
         build("drop_mode", mode) if isinstance(mode, str) else mode,

@@ -19,8 +19,9 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from tid.messages import did_you_mean, explain, shown
 from tid.pin import pins
 
-# Dropped from a run's identity: where a run writes, what it says, and on what it computes. `device` and `compile`
-# change how numbers are rounded, and with precision=auto the precision: both are noted, and a comparison heeds them.
+# Dropped from a run's identity: where a run writes, what it says, and on what it computes. `device`, `compile` and
+# `kernels` change how numbers are rounded, and with precision=auto the precision. summary.json notes device, precision
+# and kernels by hand; a comparison heeds the first two.
 NEUTRAL = {
     *("name", "output_dir", "data_dir", "tokenizer_dir", "tracker", "log_every", "checkpoint_every"),
     *("device", "compile", "kernels", "diagnostics", "experiment", "hydra"),

@@ -5,11 +5,12 @@ commands say what is not true of the run. status.json remembers what the file wa
 """
 
 import hashlib
-import shlex
 from pathlib import Path
+from typing import Any
 
 import yaml
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from tid.config import ConfigError, canonical, run_hash
 from tid.logs import read_status, write_text
@@ -24,6 +25,19 @@ def write(folder: Path, config: dict) -> None:
     write_text(folder / FILE, OmegaConf.to_yaml(OmegaConf.create(config)))
 
 
+def read(folder: Path) -> Any:
+    """What the file holds. As the run wrote it, it is read by the fastest parser; edited, by OmegaConf, to which 6e-3
+    is a number. Raises OSError, ValueError and yaml.YAMLError."""
+    file = folder / FILE
+    written = file.read_bytes()
+    if (read_status(folder) or {}).get("config_sha256") in (None, hashlib.sha256(written).hexdigest()):
+        return yaml.load(written, Loader)
+    try:
+        return OmegaConf.to_container(OmegaConf.load(file), resolve=True)
+    except OmegaConfBaseException as error:
+        raise ValueError(str(error)) from None
+
+
 def remembered(folder: Path, config: dict) -> dict:
     """For status.json: the run's identity, and the checksum of the file that was written."""
     return {"hash": run_hash(config), "config_sha256": hashlib.sha256((folder / FILE).read_bytes()).hexdigest()}
@@ -32,11 +46,9 @@ def remembered(folder: Path, config: dict) -> dict:
 def refuse_edited(folder: Path, made_with: dict | None = None) -> None:
     """Raise ConfigError for `edits`, saying what they are and what to do."""
     if found := edits(folder, made_with):
-        asking = f"\nWhich settings differ: python -m tid.evaluate checkpoint={shlex.quote(str(folder))}"
         raise ConfigError(
             f"{folder / FILE} {found}.\nPut the file back as it was, for what is in this folder was made with that. "
-            f"Settings of a new run are given to tid.train, and it gets a folder of its own."
-            f"{'' if made_with else asking}"
+            "Settings of a new run are given to tid.train, and it gets a folder of its own."
         )
 
 
@@ -49,14 +61,13 @@ def edits(folder: Path, made_with: dict | None = None) -> str:
     file, status = folder / FILE, read_status(folder) or {}
     if "config_sha256" not in status or not file.is_file():
         return ""
-    written = file.read_bytes()
-    if hashlib.sha256(written).hexdigest() == status["config_sha256"]:
+    if hashlib.sha256(file.read_bytes()).hexdigest() == status["config_sha256"]:
         return ""
     try:
-        found = yaml.load(written, Loader)
+        found = read(folder)
         if run_hash(found) == status["hash"]:
             return ""
-    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, AttributeError):
+    except (OSError, yaml.YAMLError, ValueError, KeyError, TypeError, AttributeError):  # OSError: OmegaConf, of a word
         return "was edited since the run was made, and holds no run's configuration any more"
     return "was edited since the run was made" + (f": {differences(made_with, found)}" if made_with else "")
 

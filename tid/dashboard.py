@@ -7,11 +7,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import yaml
 from omegaconf import DictConfig
 from pydantic import BaseModel, ConfigDict
 
-from tid import cli, config
+from tid import cli, config, config_file
 from tid.config import ConfigError
 from tid.logs import write_json
 from tid.offline import sync_command
@@ -43,7 +42,7 @@ def main(cfg: DictConfig) -> None:
     if settings.dry_run:
         print(f"Workspace: sweep {where['group']}\nReport: Sweep {where['group']}")
         return
-    if upload := sync_command(path.parent for path in folder.glob("*/config.yaml")):
+    if upload := sync_command(path.parent for path in folder.glob(f"*/{config_file.FILE}")):
         print(f"warning: it will lack what was logged offline and is not uploaded yet: {upload}", file=sys.stderr)
     save(folder, where, question)
 
@@ -52,9 +51,9 @@ def save(folder: Path, where: dict[str, str], question: str) -> None:
     """Save both, or again what was saved under the addresses that the sweep's `folder` remembers, and print these.
 
     Raises ConfigError when W&B does not take them."""
+    known = read_known(folder)
     with asking() as default_entity:
         where = where | {"entity": where["entity"] or default_entity}
-        known = read_known(folder)
         mine = known.setdefault(f"{where['entity']}/{where['project']}", {})
         for made, again in ((workspace(**where), with_section), (report(**where, question=question), as_it_is)):
             kind = type(made).__name__
@@ -84,19 +83,26 @@ def remember(folder: Path, known: dict[str, dict[str, str]]) -> None:
 
 
 def read_known(folder: Path) -> dict[str, dict[str, str]]:
-    """Addresses by kind, of each entity/project where this sweep has a dashboard."""
+    """Addresses by kind, of each entity/project where this sweep has a dashboard. Of a file that holds something else
+    nothing is taken, and stderr says so."""
     try:
-        return json.loads((folder / KNOWN).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        known = json.loads((folder / KNOWN).read_text(encoding="utf-8"))
+    except FileNotFoundError:
         return {}
+    except (OSError, ValueError):
+        known = None
+    if isinstance(known, dict) and all(isinstance(addresses, dict) for addresses in known.values()):
+        return known
+    print(f"warning: {folder / KNOWN} holds no addresses; workspace and report are made anew", file=sys.stderr)
+    return {}
 
 
 def found(kind: Any, address: str) -> Any:
     """The workspace or the report of that address; None when it is there no longer, or cannot be read."""
     try:
         return kind.from_url(address)
-    except (ValueError, TypeError):  # their ways to say so
-        print(f"{kind.__name__}: {address} is not there any more; made anew", file=sys.stderr)
+    except (ValueError, TypeError, AttributeError):  # their ways to say so, the last of what is no text
+        print(f"{kind.__name__}: {address} cannot be read or is gone; made anew", file=sys.stderr)
         return None
 
 
@@ -104,8 +110,8 @@ def place(folder: Path, entity: str | None) -> dict[str, str]:
     """Where the sweep's runs were logged: entity ("" for the default one), project, group."""
     if not folder.is_dir():
         raise ConfigError(f"sweep: wanted the folder of a sweep, as outputs/<name>; {folder} is not there")
-    for file in sorted(folder.glob("*/config.yaml")):
-        run = yaml.safe_load(file.read_text(encoding="utf-8"))
+    for file in sorted(folder.glob(f"*/{config_file.FILE}")):
+        run = config_file.read(file.parent)
         tracker = run["tracker"]
         if tracker["_target_"].endswith(".Wandb") and tracker["mode"] != "disabled":
             return {

@@ -34,6 +34,19 @@ def choose_device(device: str) -> torch.device:
     )
 
 
+def choose_fast(settings: RunConfig, device: torch.device) -> bool:
+    """Is the step compiled and captured? Raises ConfigError for kernels that it would have to be for."""
+    fast = settings.compile and device.type == "cuda"
+    if settings.kernels == "all" and not fast:
+        raise ConfigError("kernels=all needs a CUDA GPU and compile=true; leave it at auto")
+    return fast
+
+
+def is_hopper(device: torch.device) -> bool:
+    """Is it an NVIDIA GPU of compute capability 9.x (H100, H200)? AMD's call theirs 9.x too."""
+    return device.type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability(device)[0] == 9
+
+
 def where(device: torch.device) -> dict[str, str | None]:
     """For status.json: the device, a GPU by its UUID as in `nvidia-smi -L`, and what CUDA_VISIBLE_DEVICES said."""
     name = f"GPU-{torch.cuda.get_device_properties(device).uuid}" if device.type == "cuda" else device.type

@@ -11,12 +11,12 @@ from tid.breakdown import breakdown
 from tid.config import ConfigError
 from tid.data import Corpus, TokenFile, load_corpus
 from tid.device import choose_device, choose_precision, set_up
-from tid.load import Loaded, load_model, own_text
+from tid.load import TEXTS, Loaded, load_model, own_text
 from tid.logs import write_csv, write_json
 from tid.predictions import Predictions, document_windows, packed_windows, predict, sample_documents
 from tid.validation import Figures
 
-NAME_ONE = "name the one to evaluate on: data=builtin, data=jsonl data.train=... data.val=..."
+NAME_ONE = f"name the one to evaluate on: {TEXTS}"
 BATCH_SIZE = 8  # for a model of which nothing is recorded
 TABLES = ("by_training_count", "by_position", "by_entropy", "by_confidence")
 

@@ -39,6 +39,7 @@ class FlatUpdate(Update):
         self, model: Decoder, learned: nn.ParameterDict, optim: Any, precision: str, accumulates: bool, pieces: Pieces
     ) -> None:
         super().__init__(model, learned, optim, precision)
+        self.by_hand = pieces.by_hand
         self.kernels = {kind: pieces.fuse(kind.update_) for kind in (FloatMoments, LowMoments)}
         self.constants = Constants(optim.weight_decay, optim.beta1, optim.beta2, optim.eps)
         self.matrices, self.vectors = matrices_of(model), [p for p in self.parameters if p.ndim == 1]
@@ -153,9 +154,9 @@ class FlatUpdate(Update):
         numbers = [number for group in saved["param_groups"] for number in group["params"]]
         own = [p for group in optimizer.param_groups for p in group["params"]]
         for number, p in zip(numbers, own, strict=True):
-            found = saved["state"].get(number, {})  # empty before the first update
+            found = saved["state"].get(number)  # nothing before the first update
             for name in optimizer.state[p].keys() - {"step"}:  # of which there is one for all
-                optimizer.state[p][name].copy_(found.get(name, torch.zeros(p.shape)))
+                optimizer.state[p][name].copy_(found[name] if found else torch.zeros(p.shape))
 
     def load_state_dict(self, state: dict) -> None:
         super().load_state_dict(state)

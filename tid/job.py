@@ -17,7 +17,7 @@ from tid.config import ConfigError, RunConfig, doubts, dropping_names, is_baseli
 from tid.data import Corpus, load_corpus
 from tid.data.batches import count_sequences, refuse_large_update
 from tid.data.tokenizer import EOT, VOCABULARY
-from tid.device import choose_device, choose_precision, refuse_slow, set_up, where
+from tid.device import choose_device, choose_fast, choose_precision, refuse_slow, set_up, where
 from tid.diagnostics import probe
 from tid.drop_modes import DropMode
 from tid.dropout import check_combination
@@ -57,6 +57,7 @@ def train(config: dict, settings: RunConfig, parts: dict, overrides: list[str]) 
     folder = run_folder(config)
     load = functools.partial(load_corpus, parts["data"], settings.data_dir, settings.tokenizer_dir)
     with together() as peers:
+        peers.agree(config_file.refuse_edited, folder, config)
         if peers.agree(is_done, folder, config):
             if peers.leads:
                 say_done(folder, load(), config)
@@ -79,6 +80,7 @@ def make_ready(config: dict, settings: RunConfig, parts: dict, overrides: list[s
     """Refuse what cannot work or would take for ever, and return the device, set up and connected to the others'."""
     refuse_nonsense(settings, parts)
     device = choose_device(settings.device)
+    choose_fast(settings, device)
     if peers.leads:
         for doubt in doubts(config):
             say(f"warning: {doubt}")
@@ -142,7 +144,7 @@ def assemble(
     """The run at step 0, its model initialised and its data on the device."""
     how = {
         "precision": choose_precision(settings.precision, device),
-        "fast": settings.compile and device.type == "cuda",
+        "fast": choose_fast(settings, device),
     }
     return Run(
         training_step(settings, parts, corpus, device, **how),
@@ -282,6 +284,8 @@ def introduce(run: Run) -> None:
     dropping = "nothing" if is_baseline(run.config) else ", ".join(map(str, parts))
     if step.cache and (said := first_epoch(step.batches.num_sequences, run.samples_per_step, step.host_bands)):
         run.log.say(said)
+    if step.updating.by_hand:
+        run.log.say(f"kernels by hand: {', '.join(step.updating.by_hand)}")
     if step.fast and not step.updating.capturable:
         run.log.say("this optimizer steps outside the captured graph, one parameter after the other: that is slow")
     run.log.say(f"drops {dropping}; {f'resumes at step {run.done}' if run.done else 'starts'} in {run.folder}")

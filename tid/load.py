@@ -9,12 +9,14 @@ import torch
 from tid import checkpoint, config, llama
 from tid.checkpoint import BEST, CheckpointError
 from tid.config import NEUTRAL, ConfigError
-from tid.config_file import refuse_edited
+from tid.config_file import FILE, edits
 from tid.data import Corpus, load_corpus
+from tid.logs import say
 from tid.model import Decoder
 from tid.same_text import refuse_other_text
 
 RECORD = "tid.json"  # in an exported folder: what is known of the run that made it
+TEXTS = "data=builtin, data=jsonl data.train=... data.val=..."  # how a text is named
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,8 @@ def checkpoint_file(path: Path) -> Path:
 
 
 def load_checkpoint(path: Path, device: torch.device) -> Loaded:
+    """The model of a run, as the checkpoint has it: configuration, too. Should the run's config.yaml have been edited,
+    stderr says so, and that it does not count."""
     file = checkpoint_file(path)
     state = checkpoint.load(file)
     run = state["run"]
@@ -63,7 +67,8 @@ def load_checkpoint(path: Path, device: torch.device) -> Loaded:
     model = shape.build(seed=0)
     model.load_state_dict(state["train"]["model"])
     folder = file.resolve().parent.parent
-    refuse_edited(folder, run["config"])
+    if edited := edits(folder, run["config"]):
+        say(f"warning: {folder / FILE} {edited}; what counts here is in the checkpoint: the settings it was made with")
     record = {
         "checkpoint": file.name,
         "step": run["done"],
@@ -86,10 +91,7 @@ def own_text(loaded: Loaded, data_dir: str, tokenizer_dir: str, otherwise: str =
     """The text of the run that trained the model. Raises ConfigError when that is not known, or has changed since
     (OtherText; otherwise: what the user can do then, but to put it back), and DataError."""
     if not loaded.record:
-        raise ConfigError(
-            f"data: {loaded.file} does not say which text it was trained on; name one: data=builtin, data=jsonl "
-            "data.train=... data.val=..."
-        )
+        raise ConfigError(f"data: {loaded.file} does not say which text it was trained on; name one: {TEXTS}")
     corpus = load_corpus(config.instantiate(loaded.record["config"]["data"], "data"), data_dir, tokenizer_dir)
     trained_on = loaded.record.get("data") or (loaded.record["summary"] or {}).get("data", {})  # an older export's
     refuse_other_text(trained_on, corpus, loaded.file, otherwise)

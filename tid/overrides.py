@@ -176,4 +176,5 @@ def _key_hint(key: str, cfg: DictConfig, loader: ConfigLoader) -> str:
 def _exists(cfg: DictConfig, key: str) -> bool:
     parent, _, leaf = key.rpartition(".")
     node = OmegaConf.select(cfg, parent, throw_on_missing=False) if parent else cfg
-    return OmegaConf.is_config(node) and (leaf in node if OmegaConf.is_dict(node) else leaf.isdigit())
+    # "in node" would be False for a key whose value is still to be given, ???
+    return OmegaConf.is_config(node) and (leaf in list(node) if OmegaConf.is_dict(node) else leaf.isdigit())

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
+from tid.device import is_hopper
 from tid.model import Rope, attention_received, explicit_attention, rotate
 from tid.reductions import PADDING, log_sum_exp
 from tid.rows import filled, look_up
@@ -187,11 +188,16 @@ def cross_entropy_gradient_(logits: Tensor, targets: Tensor, log_sum: Tensor, dn
 
 
 def by_hand_for(kernels: str, device: torch.device) -> tuple[str, ...]:
-    """Which of BY_HAND a model on this device takes from tid.kernels, if its config has `kernels`: all, none, one of
-    them, or auto: all on GPUs of compute capability 9 (Hopper), where that was faster; on others it was not timed."""
+    """Which of BY_HAND a model on this device takes from tid.kernels, if its config has `kernels`: none, all that the
+    device can, one of them, or auto: all on Hopper GPUs, where that was faster; on others it was not timed. Raises
+    ValueError for one that the device cannot."""
+    hopper = is_hopper(device)
     if kernels == "auto":
-        kernels = "all" if device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9 else "none"
-    return {"none": (), "all": BY_HAND}.get(kernels, (kernels,))
+        kernels = "all" if hopper else "none"
+    if kernels == "attention" and not hopper:
+        raise ValueError("attention by hand needs a Hopper GPU (H100, H200)")
+    able = BY_HAND if hopper else tuple(name for name in BY_HAND if name != "attention")
+    return {"none": (), "all": able}.get(kernels, (kernels,))
 
 
 class Pieces:

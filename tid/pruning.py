@@ -7,11 +7,11 @@ from typing import Annotated
 import yaml
 from pydantic import Field
 
+from tid import config_file
 from tid.component import component
 from tid.config import is_baseline
 from tid.logs import read_metrics
 
-Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 SAME = ("data", "context", "batch_size", "accumulate_steps", "total_steps")  # else curves say nothing of each other
 CONTROL = "tid.scorers.Random"
 
@@ -58,16 +58,18 @@ class MedianRule:
 
 
 def siblings(config: dict, folder: Path) -> list[Path]:
-    """The other runs of the sweep that were given the same data and budget."""
+    """The other runs of the sweep that were given the same data and budget, but for those whose config.yaml cannot be
+    read or was edited."""
     found = []
-    for file in sorted(folder.parent.glob("*/config.yaml")):
+    for file in sorted(folder.parent.glob(f"*/{config_file.FILE}")):
         if file.parent.resolve() == folder.resolve():
             continue
         try:
-            other = yaml.load(file.read_text(encoding="utf-8"), Loader)
-        except (OSError, yaml.YAMLError):  # it is just being written
+            other = config_file.read(file.parent)
+            edited = config_file.edits(file.parent)
+        except (OSError, ValueError, yaml.YAMLError):  # it is just being written
             continue
-        if all(other.get(key) == config[key] for key in SAME):
+        if isinstance(other, dict) and not edited and all(other.get(key) == config[key] for key in SAME):
             found.append(file.parent)
     return found
 

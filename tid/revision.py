@@ -6,8 +6,9 @@ same across a commit that changes only texts, pages or other commands. The commi
 `source` is of tid: all modules that training reaches by import statements. `own_source` has a checksum for each other
 module that a configuration's `_target_`s name, as a scorer of your own: of it and of every module of your own that it
 reaches by import statements, wherever in a module these stand, with the packages around them. Your own is what lies
-neither in a site-packages folder nor in the standard library, and is not in `source`. Not covered: modules whose name
-is made as they run (importlib, eval), compiled ones, and files that are no modules.
+neither in a site-packages folder nor in the standard library nor in tid's own folder; the module that a `_target_`
+names is covered wherever it lies. Not covered: modules whose name is made as they run (importlib, eval), compiled ones,
+and files that are no modules.
 """
 
 import ast
@@ -25,7 +26,7 @@ PACKAGE = Path(__file__).parent
 TRAINING = "tid.job"
 LOOKS_ON = {"tid.diagnostics"}  # it logs what is dropped, and decides nothing; nor does what it alone needs
 LIBRARIES = {"site-packages", "dist-packages"}
-PYTHON = {Path(sysconfig.get_path(kind)).resolve() for kind in ("stdlib", "platstdlib")}
+NOT_OWN = {PACKAGE.resolve(), *(Path(sysconfig.get_path(kind)).resolve() for kind in ("stdlib", "platstdlib"))}
 NO_RESULT = ("data", "tracker", "pruner")  # groups of components: texts are known by their own checksums
 
 
@@ -123,9 +124,10 @@ def own_modules(start: str) -> dict[str, bytes]:
 
 
 def is_own(file: Path) -> bool:
-    """Is a module neither installed nor Python's?"""
+    """Is a module neither installed, nor Python's, nor tid's? Of tid's what training reaches is in SOURCE; the rest
+    decides no result, and counting it would tell a checkout from an installed wheel."""
     file = file.resolve()
-    return not LIBRARIES & set(file.parts) and not any(file.is_relative_to(folder) for folder in PYTHON)
+    return not LIBRARIES & set(file.parts) and not any(file.is_relative_to(folder) for folder in NOT_OWN)
 
 
 def file_of(module: str) -> Path | None:

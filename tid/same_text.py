@@ -5,6 +5,8 @@ from pathlib import Path
 from tid.config import ConfigError
 from tid.data import Corpus
 
+PACKAGED = ("Speeches", "MovieReviews")  # sources of tid.data.sources whose text is a Python package's
+
 
 class OtherText(ConfigError):
     """The text of a run has changed since: what would be said about the run would be of another text."""
@@ -26,5 +28,17 @@ def refuse_other_text(trained_on: dict, corpus: Corpus, where: Path, otherwise: 
     if changed:
         raise OtherText(
             f"{where}: this run was made with another text: {' and '.join(changed)} changed since.\n"
-            f"Put that text back{otherwise and f', or {otherwise}'}."
+            f"{way_back(corpus)}{otherwise and f', or {otherwise}'}."
         )
+
+
+def way_back(corpus: Corpus) -> str:
+    """How to have the former text again; of one that is no file of the user's with what must have changed."""
+    source, inputs = corpus.manifest["source"], corpus.manifest["inputs"]
+    if source["kind"] not in PACKAGED:
+        return "Put that text back"
+    packages = " and ".join(f"{name} {version}" for name, version in inputs.items())
+    return (
+        f"tid makes it of the package {packages}: one of the two was of another version when the run was made.\n"
+        f"Put that text back (install that version, and delete {corpus.manifest['folder']})"
+    )

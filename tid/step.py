@@ -55,8 +55,8 @@ class TrainStep:
         total_steps: int,
         window: int,
         precision: str,
-        fast: bool = False,
-        kernels: str = "auto",
+        fast: bool,
+        kernels: str,
     ) -> None:
         self.model, self.mode, self.dropout, self.optim, self.batches = model, mode, dropout, optim, batches
         self.batch_size, self.accumulate_steps, self.precision = batch_size, accumulate_steps, precision
@@ -150,7 +150,6 @@ class TrainStep:
 
         def gradients() -> tuple:
             return *self.gradients(*key), [p.grad for p in self.updating.parameters]
-
         if key not in self.graphs:
             started = time.perf_counter()
             before = to_cpu(self.state_dict())
@@ -175,7 +174,8 @@ class TrainStep:
 
     def gradients(self, drops: bool, kept_max: int) -> tuple[Tensor, Tensor]:
         """Backward passes of all micro-batches. Returns the summed objective (), and loss and COUNTS (6,), float32."""
-        objective, totals = (torch.zeros(shape, device=self.device) for shape in ((), 1 + len(COUNTS)))
+        totals = torch.zeros(1 + len(COUNTS), device=self.device)
+        objective = torch.zeros((), device=self.device)
         for micro in range(self.accumulate_steps):
             samples, tokens, targets = self.micro_batch(micro)
             mine = [x[self.mine] for x in (tokens, targets, samples)]

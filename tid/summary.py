@@ -51,6 +51,7 @@ def summarise(run: Run, *, run_hash: str, start_seconds: float, code: dict, over
         "score_flops": step.score_flops,
         "parameters": step.model.parameter_count,
         "precision": step.precision,
+        "kernels_by_hand": list(step.updating.by_hand),
         "device": device_name(step.device),
         "data": run.data,
         "hash": run_hash,

@@ -26,6 +26,7 @@ class Update:
     """
 
     capturable = False
+    by_hand: tuple[str, ...] = ()  # what tid.kernels does for it
 
     def __init__(self, model: Decoder, learned: nn.ParameterDict, optim: Any, precision: str) -> None:
         self.model, self.learned, self.clip_norm, self.precision = model, learned, optim.clip_norm, precision

@@ -227,12 +227,19 @@ class OptunaSweeper(CellSweeper):
         screen.say(report(study, search.objective))
         screen.say(f"study: {search.storage}\n{conduct.compare_command([folder])}")
         screen.uploading(map(Path, runs.values()))
-        if stopped:
-            screen.say(f"the same command goes on where it stopped: {conduct.command()}")
-            raise SystemExit(128 + stopped)
-        if not any(trial.value is not None for trial in study.trials):
-            raise SystemExit(conduct.FAILED)
+        leave_unless_good(study, stopped, screen)
         return list(runs.values())
+
+
+def leave_unless_good(study: Any, stopped: int, screen: Any) -> None:
+    """SystemExit after a search that the signal of that number has `stopped`, or none of whose trials has a result."""
+    from tid.sweep import conduct
+
+    if stopped:
+        screen.say(f"the same command goes on where it stopped: {conduct.command()}")
+        raise SystemExit(128 + stopped)
+    if not any(trial.value is not None for trial in study.trials):
+        raise SystemExit(conduct.FAILED)
 
 
 WORKER_KILLED = (

@@ -37,8 +37,8 @@ def conduct(settings: dict, command: str) -> Iterator[str]:
     """
     quieten_torchao()
     bench = arrange(settings)
-    if settings["kernels"] != ["auto"] and not bench.setup.fast:
-        raise ConfigError("kernels: those by hand need a CUDA GPU and compile=true; leave it at auto")
+    if set(settings["kernels"]) - {"auto", "none"} and not bench.setup.fast:
+        raise ConfigError("kernels: those by hand need a CUDA GPU and compile=true; leave it at auto or none")
     refuse_hopeless(settings, bench)
     path = Path(settings["output_dir"]) / "bench" / f"bench-{time.strftime('%Y%m%d-%H%M%S')}.json"
     device = bench.setup.device

@@ -104,7 +104,7 @@ def attempt(setup: Setup, variant: Variant, batch_size: int) -> Trial:
     meter = Meter(setup.device)
     failed = None
     try:
-        step = OurStep(setup, dataclasses.replace(variant, batch_size=batch_size))
+        step = OurStep(setup, dataclasses.replace(variant, batch_size=batch_size), "auto")
         for _ in range(STEPS):
             step()
         wait_for(setup.device)

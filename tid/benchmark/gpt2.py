@@ -1,5 +1,5 @@
-"""GPT-2 (Radford et al. 2019) in plain PyTorch, as nanoGPT has it by default: no biases, no dropout, one matrix for input
-and output.
+"""GPT-2 (Radford et al. 2019) in plain PyTorch, as nanoGPT has it by default: no biases, no dropout, the embedding also
+as output matrix.
 
 It is here to be timed: a model of our depth, width and vocabulary in the code that most people start from.
 """

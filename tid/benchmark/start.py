@@ -57,7 +57,7 @@ def child(settings: dict) -> dict[str, float]:
 
     imported = time.time() - settings["born"]
     bench = arrange(settings)
-    step = OurStep(bench.setup, bench.variant(**settings["kind"]))
+    step = OurStep(bench.setup, bench.variant(**settings["kind"]), "auto")
     wait_for(bench.setup.device)
     built = time.time() - settings["born"]
     step()

@@ -128,7 +128,7 @@ def batches_of(setup: Setup) -> Batches:
 class OurStep:
     """A `TrainStep` that counts for itself. kernels: see tid.pieces.by_hand_for."""
 
-    def __init__(self, setup: Setup, variant: Variant, kernels: str = "auto") -> None:
+    def __init__(self, setup: Setup, variant: Variant, kernels: str) -> None:
         self.step = train_step(setup, variant, kernels=kernels)
         self.done = 0
 
@@ -156,7 +156,7 @@ class OurStep:
         return sorted(read)[len(read) // 2] if read else None
 
 
-def contender(setup: Setup, variant: Variant, several_optims: bool, kernels: str = "auto") -> Contender:
+def contender(setup: Setup, variant: Variant, several_optims: bool, kernels: str) -> Contender:
     by_hand = {"auto": "", "none": ", none by hand"}.get(kernels, f", {kernels} by hand")
     optim = f", {variant.optim_name}" if several_optims else ""
     return Contender(

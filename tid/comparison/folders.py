@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tid.comparison.runs import RunRecord, read
 from tid.config import ConfigError, run_hash
+from tid.config_file import FILE
 
 PLAN = ".sweep/sweep.json"
 FROZEN = ".sweep/cells"
@@ -47,7 +48,7 @@ def find(patterns: Iterable[str]) -> list[Path]:
         runs = [run for match in named for run in _below(Path(match))]
         if not runs:
             raise ConfigError(
-                f"{pattern}: holds no run (no folder with a config.yaml or status.json); "
+                f"{pattern}: holds no run (no folder with a {FILE} or status.json); "
                 "wanted what training wrote: outputs/<name>, or one run's folder in it"
             )
         for run in runs:
@@ -62,7 +63,7 @@ def matches(pattern: str) -> list[str]:
 
 def _below(folder: Path) -> Iterable[Path]:
     for here, children, files in os.walk(folder):
-        if "config.yaml" in files or "status.json" in files:
+        if FILE in files or "status.json" in files:
             children.clear()
             yield Path(here)
         children[:] = [name for name in children if not name.startswith(".")]

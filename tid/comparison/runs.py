@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import yaml
 
+from tid import config_file
 from tid.config import ConfigError, run_hash
-from tid.config_file import edits
 from tid.logs import METRICS, read_status
 
 UNITS = ("loss", "bpc", "bpb")  # nats per token, bits per character, bits per UTF-8 byte
@@ -24,7 +24,6 @@ DOCUMENT_COLUMNS = ("document", "tokens", "characters", "bytes", "final_nats", "
 DROP_POINTS = 200  # of the drop-rate curve; the rows between are not even parsed
 STEP = re.compile(rb'"step": ?(\d+)')
 REASON_CHARACTERS = 160
-Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,9 +74,9 @@ def read(folder: Path, frozen: dict | None = None) -> RunRecord:
     facts["planned"] = frozen is not None
     try:
         facts |= read_metrics(folder)
+        if edited := config_file.edits(folder, frozen):
+            raise ConfigError(f"{config_file.FILE} {edited}; put it back as it was")
         config = _config(folder)
-        if edited := edits(folder, frozen):
-            raise ConfigError(f"config.yaml {edited}; put it back as it was")
         if state == "done":
             facts["summary"] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
             facts["documents"] = _documents(folder / "documents.csv")
@@ -120,9 +119,9 @@ def _one_line(text: str) -> str:
 
 
 def _config(folder: Path) -> dict:
-    config = yaml.load((folder / "config.yaml").read_text(encoding="utf-8"), Loader)
+    config = config_file.read(folder)
     if not isinstance(config, dict) or type(config.get("seed")) is not int:
-        raise ValueError("config.yaml holds no run's configuration")
+        raise ValueError(f"{config_file.FILE} holds no run's configuration")
     run_hash(config)  # KeyError when a group is missing
     return config
 

@@ -14,7 +14,8 @@ from tid.data.tokenizer import EOT, encode, fast_encoding
 from tid.device import choose_device, choose_precision, set_up
 from tid.inspection import figures, shown
 from tid.inspection.marks import Dropping, Marks, mark
-from tid.load import Loaded, load_model, own_text
+from tid.load import TEXTS, Loaded, load_model, own_text
+from tid.same_text import OtherText
 from tid.schedules import rate_band
 
 USUAL_RATE = 0.3  # for a run that has none of its own
@@ -61,9 +62,7 @@ def study(wish: Wish) -> Study:
     set_up(device)
     loaded = load_model(wish.checkpoints[0], device)
     run = (loaded.record or {}).get("config")
-    folders = wish.data_dir, wish.tokenizer_dir
-    elsewhere = run is None and wish.source is not None  # its token counts stand for those that nobody knows
-    corpus = load_corpus(wish.source, *folders) if elsewhere else own_text(loaded, *folders)
+    corpus, why = counted(wish, loaded)
     stream, label = stream_of(wish, corpus)
     counts = np.bincount(corpus.train.tokens, minlength=loaded.model.shape.vocab_size)
     dropping, said = dropping_of(wish, run, torch.from_numpy(counts).float().to(device))
@@ -76,7 +75,22 @@ def study(wish: Wish) -> Study:
         raise config.ConfigError(str(error)) from None
     found.churn.extend(churn(wish, loaded, marks, stream, dropping, precision, device))
     name = config.snake_case(type(dropping.selector).__name__)
-    return Study(loaded, marks, found, shown.texts(marks.tokens, pieces), counts, pieces, label, said, name)
+    return Study(loaded, marks, found, shown.texts(marks.tokens, pieces), counts, pieces, label, why + said, name)
+
+
+def counted(wish: Wish, loaded: Loaded) -> tuple[Corpus, list[str]]:
+    """The text in which tokens are counted, and what there is to say of that: the run's own, and the one to look at
+    where that is not known or has changed since. Raises OtherText when it has, and no other is named."""
+    folders = wish.data_dir, wish.tokenizer_dir
+    if wish.source is not None and not (loaded.record or {}).get("config"):
+        return load_corpus(wish.source, *folders), []
+    try:
+        return own_text(loaded, *folders, f"name another to look at: {TEXTS}"), []
+    except OtherText:
+        if wish.source is None:
+            raise
+    corpus = load_corpus(wish.source, *folders)
+    return corpus, ["The run's own text has changed since; how frequent a token is was counted in the one named."]
 
 
 def stream_of(wish: Wish, corpus: Corpus) -> tuple[np.ndarray, str]:

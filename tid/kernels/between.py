@@ -7,9 +7,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from tid.kernels.self_attention import LOG2_E
+
 PROGRAMS = 256  # of a norm's gradient, where nobody asks for the weight's
 GAIN = 256.0  # of a cross-entropy gradient: 16-bit floats with 5 bits of exponent lose probabilities below 6e-5
-LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit

@@ -10,6 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from tid.device import is_hopper
+
 LONGEST, HEAD_SIZES = 128, (32, 64)
 FORWARD, BACKWARD = (3, 0), (3, 2)  # what was quickest on an H200: see `launch`
 INTERPRETED = 4  # multiprocessors, where there is no GPU and Triton interprets
@@ -151,7 +153,7 @@ def attends(qkv: Tensor, num_heads: int, visible: Tensor | None) -> bool:
     """Can `attention` take this product (B, T, 3C), in place of causal attention or one with the mask `visible`? On a
     GPU only if it is a Hopper: others lack registers for all scores of a head, or the memory to read ahead."""
     _, length, width = qkv.shape
-    room = not qkv.is_cuda or (qkv.element_size() == 2 and torch.cuda.get_device_capability(qkv.device)[0] == 9)
+    room = not qkv.is_cuda or (qkv.element_size() == 2 and is_hopper(qkv.device))
     return visible is None and room and length <= LONGEST and width // 3 // num_heads in HEAD_SIZES
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from omegaconf import OmegaConf
 
+from tid import config_file
+from tid.checkpoint import LAST, load
 from tid.config import NEUTRAL, ConfigError, is_baseline, run_slug
-from tid.config_file import refuse_edited
 from tid.inspection.tables import Table, percent
 from tid.load import read_json
 from tid.logs import read_metrics, read_status
@@ -50,25 +50,34 @@ class Facts:
 def read(folder: Path) -> Facts:
     """Raises ConfigError for a folder that is no run's, for one without a single row of metrics, and for one whose
     config.yaml was edited."""
-    if not (folder / "config.yaml").is_file():
-        found = sorted(str(path.parent) for path in folder.glob("*/config.yaml"))
+    if not (folder / config_file.FILE).is_file():
+        found = sorted(str(path.parent) for path in folder.glob(f"*/{config_file.FILE}"))
         hint = f"; did you mean {found[0]}?" if found else ""
-        raise ConfigError(f"{folder}: no run's folder: it has no config.yaml{hint}")
+        raise ConfigError(f"{folder}: no run's folder: it has no {config_file.FILE}{hint}")
     rows, _ = read_metrics(folder)
     if not rows:
         raise ConfigError(f"{folder}: this run has logged nothing yet; there is nothing to report")
-    refuse_edited(folder)
+    if config_file.edits(folder):
+        config_file.refuse_edited(folder, made_with(folder))
     paths = (folder / "diagnostics").glob("step-*.json")
     diagnostics = sorted(filter(None, map(read_json, paths)), key=lambda found: found["step"])
     return Facts(
         folder,
-        OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"), resolve=True),
+        config_file.read(folder),
         read_status(folder) or {"state": "unknown"},
         read_json(folder / "summary.json"),
         rows,
         diagnostics,
         list(filter(None, map(read_json, sorted((folder / "evaluations").glob("*/figures.json"))))),
     )
+
+
+def made_with(folder: Path) -> dict | None:
+    """The run's configuration as its last checkpoint has it; None without one that can be read."""
+    try:
+        return load(folder / "checkpoints" / LAST)["run"]["config"]
+    except ConfigError:
+        return None
 
 
 def counts(facts: Facts) -> str:

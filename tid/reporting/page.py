@@ -18,7 +18,6 @@ from tid.load import load_model, own_text
 from tid.reporting import curves, facts, training
 from tid.reporting.facts import Facts
 from tid.reporting.samples import Sampling, samples
-from tid.same_text import OtherText
 
 SHOWN_TOKENS = 384  # of the marked text: a few sequences; all of it is on the page of tid.inspect
 NOTES = (
@@ -43,8 +42,7 @@ class Looks:
 
 
 def page(folder: Path, looks: Looks, call: str) -> tuple[str, list[str]]:
-    """The page, and what had to be left out, with the reason. Raises ConfigError for a folder that is no run's,
-    and OtherText."""
+    """The page, and what had to be left out, with the reason. Raises ConfigError for a folder that is no run's."""
     found = facts.read(folder)
     left_out: list[str] = []
     dropping = None
@@ -75,12 +73,10 @@ def page(folder: Path, looks: Looks, call: str) -> tuple[str, list[str]]:
 
 
 def attempt(what: str, left_out: list[str], make: Callable[[], Any]) -> Any:
-    """What `make` gives; None, with the reason in `left_out`, when the checkpoint or the text is not to be had. Raises
-    OtherText."""
+    """What `make` gives; None, with the reason in `left_out`, when the checkpoint or the text is not to be had, or is
+    another than the run's."""
     try:
         return make()
-    except OtherText:
-        raise
     except (config.ConfigError, DataError) as error:
         left_out.append(f"{what}: {str(error).splitlines()[0]}")
         return None

@@ -1,9 +1,9 @@
 """What the runs of a sweep are called: by what tells them apart."""
 
-from collections.abc import Iterable
 from typing import Any
 
 from tid.config import DROPPING, NEUTRAL, is_baseline, snake_case
+from tid.config_file import flat
 
 
 def labels(configs: list[dict]) -> list[str]:
@@ -13,22 +13,13 @@ def labels(configs: list[dict]) -> list[str]:
     What an option brings with it is left out, since its name says it: `scorer.of` is shown if it differs between
     runs with the same scorer.
     """
-    flat = [dict(leaves({key: value for key, value in config.items() if key not in NEUTRAL})) for config in configs]
+    leaves = [flat({key: value for key, value in config.items() if key not in NEUTRAL}) for config in configs]
     seen: dict[tuple[str, str], set[str]] = {}
-    for leaf in flat:
+    for leaf in leaves:
         for key, value in leaf.items():
             seen.setdefault((key, option(key, leaf)), set()).add(repr(value))
-    keys = [key for key in dict.fromkeys(key for leaf in flat for key in leaf) if key != "seed"]
-    return [label(config, leaf, keys, seen) for config, leaf in zip(configs, flat, strict=True)]
-
-
-def leaves(node: Any, path: str = "") -> Iterable[tuple[str, Any]]:
-    """Every value of a nested mapping, with its dotted key."""
-    if not isinstance(node, dict):
-        yield path, node
-        return
-    for key, value in node.items():
-        yield from leaves(value, f"{path}.{key}" if path else str(key))
+    keys = [key for key in dict.fromkeys(key for leaf in leaves for key in leaf) if key != "seed"]
+    return [label(config, leaf, keys, seen) for config, leaf in zip(configs, leaves, strict=True)]
 
 
 def option(key: str, leaf: dict[str, Any]) -> str:

@@ -24,10 +24,10 @@ from filelock import FileLock, Timeout
 from optuna.trial import TrialState
 
 from tid.config import DROPPING, ConfigError, canonical
+from tid.config_file import flat
 from tid.logs import read_metrics
 from tid.messages import did_you_mean
 from tid.sweep.grid import Interval
-from tid.sweep.labels import leaves
 from tid.sweep.plan import Cell, is_locked, read_summary
 
 LOCKED_SECONDS = 60  # how long another worker may take to ask for its trials, and sqlite for a transaction
@@ -205,7 +205,7 @@ def what_is_common(config: dict, seeds: list[str]) -> dict[str, Any]:
     that change no result are left out.
     """
     kept = canonical(config) | {key: config[key] for key in DROPPING}  # of a baseline it forgets these
-    found = dict(leaves(kept)) | {"seed": ",".join(sorted(word.partition("=")[2] for word in seeds))}
+    found = flat(kept) | {"seed": ",".join(sorted(word.partition("=")[2] for word in seeds))}
     return json.loads(json.dumps(found))  # as it is read back from the study
 
 
