@@ -108,8 +108,9 @@ def test_preempted_jobs_save_and_go_on_as_if_undisturbed(slurm, undisturbed, fol
 
 
 def test_a_job_that_nears_its_time_limit_saves_and_goes_on(slurm, folder):
-    """One minute is the shortest limit there is, and SLURM looks at limits twice a minute."""
-    limit = ["hydra.launcher.timeout_min=1", "hydra.launcher.signal_delay_s=30"]
+    """One minute is the shortest limit there is. SLURM looks at limits twice a minute and warns up to half a minute too
+    early: with a longer delay the signal could come while a job is still starting, and kill it."""
+    limit = ["hydra.launcher.timeout_min=1", "hydra.launcher.signal_delay_s=10"]
     process = begin(folder, *limit, "total_steps=1000000", "eval_every=1000000")
     (job,) = jobs_of(folder)
     until(lambda: "resumes at step" in console(folder), 150)
