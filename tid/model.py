@@ -42,6 +42,11 @@ class GPT:
                 f"hidden_size must be an even multiple of num_heads, got {self.hidden_size} and {self.num_heads}"
             )
 
+    @property
+    def padded_vocab_size(self) -> int:
+        """Rows of the embedding."""
+        return math.ceil(self.vocab_size / PAD_VOCAB_TO) * PAD_VOCAB_TO
+
     def build(self, seed: int) -> "Decoder":
         """The model in float32 on the CPU, initialised from `seed` alone."""
         return Decoder(self, torch.Generator().manual_seed(seed))
@@ -202,8 +207,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.shape = shape
         self.ropes: dict[tuple, Rope] = {}
-        padded = math.ceil(shape.vocab_size / PAD_VOCAB_TO) * PAD_VOCAB_TO
-        self.embed_tokens = skip_init(nn.Embedding, padded, shape.hidden_size)  # tied: also the output matrix
+        self.embed_tokens = skip_init(nn.Embedding, shape.padded_vocab_size, shape.hidden_size)  # and output matrix
         self.blocks = nn.ModuleList(Block(shape) for _ in range(shape.num_layers))
         self.norm = RMSNorm(shape.hidden_size, shape.norm_eps)
         self._initialise(generator)

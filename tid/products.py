@@ -75,8 +75,8 @@ class Nats(Function):
 
 
 class NatsByHand(Function):
-    """`Nats` by tid.kernels: the gradient is made in the forward pass, while a row of logits is in the cache, up to the
-    factor of its row, which is left to what it is multiplied with."""
+    """`Nats` by tid.kernels: the same kernel makes the gradient in the forward pass, up to the factor of its row, which
+    is left to what it is multiplied with."""
 
     @staticmethod
     def forward(ctx, x: Tensor, table: Tensor, targets: Tensor, vocabulary: int, pieces, sink, watch) -> Tensor:

@@ -131,6 +131,7 @@ class Update:
         }
 
     def load_optimizer(self, optimizer: Optimizer, saved: dict) -> None:
+        """Give one of the optimizers the state that it once had."""
         rates = [group["lr"] for group in optimizer.param_groups]
         optimizer.load_state_dict(saved)
         for group, rate in zip(optimizer.param_groups, rates, strict=True):

@@ -4,13 +4,11 @@ as output matrix.
 It is here to be timed: a model of our depth, width and vocabulary in the code that most people start from.
 """
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tid.model import GPT, PAD_VOCAB_TO
+from tid.model import GPT
 
 
 class Layer(nn.Module):
@@ -33,8 +31,8 @@ class GPT2(nn.Module):
 
     def __init__(self, shape: GPT, context: int) -> None:
         super().__init__()
-        width, rows = shape.hidden_size, math.ceil(shape.vocab_size / PAD_VOCAB_TO) * PAD_VOCAB_TO
-        self.tokens, self.positions = nn.Embedding(rows, width), nn.Embedding(context, width)
+        width = shape.hidden_size
+        self.tokens, self.positions = nn.Embedding(shape.padded_vocab_size, width), nn.Embedding(context, width)
         self.layers = nn.ModuleList(Layer(width, shape.num_heads) for _ in range(shape.num_layers))
         self.norm = nn.LayerNorm(width, bias=False)
         for parameter in self.parameters():

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tid.kernels.self_attention import LOG2_E
 
-PROGRAMS = 256  # of a norm's gradient, where nobody asks for the weight's
+PROGRAMS = 256  # of a norm's gradient; each sums its rows' part of the weight's
 GAIN = 256.0  # of a cross-entropy gradient: 16-bit floats with 5 bits of exponent lose probabilities below 6e-5
 
 
@@ -89,8 +89,7 @@ def norm_gradient(
 def cross_entropy_kernel(
     logits, targets, nats, vocabulary, log_gain, COLUMNS: tl.constexpr, BLOCK: tl.constexpr, GRADIENT: tl.constexpr
 ):
-    """One program for each row: its log-sum-exp, then its gradient in place: the row is still in the cache. Logarithms
-    are to base 2."""
+    """One program for each row: its log-sum-exp, then its gradient in place. Logarithms are to base 2."""
     row = tl.program_id(0).to(tl.int64)
     base = logits + row * COLUMNS
     target = tl.load(targets + row)
