@@ -75,7 +75,7 @@ def test_a_model_that_is_named_is_timed_on_a_cpu_too():
         ("batch_size=8,0", "batch_size.1: wanted a value greater than or equal to 1, got 0"),
         ("peers=eager,eager", "peers: the same value is there twice"),
         ("kernels=none,all device=cpu", "kernels: those by hand need a CUDA GPU and compile=true"),
-        ("kernels=norm", "kernels.0: wanted 'auto', 'none', 'all', 'attention', 'swiglu_gradient', 'cross_entropy' or"),
+        ("kernels=norm", "kernels.0: wanted 'auto', 'none', 'all', 'attention', 'swiglu_gradient', "),
         ("scorer=random seeed=1", "seeed: unknown key; did you mean seed?"),
     ],
 )
@@ -169,15 +169,28 @@ def test_a_large_model_is_refused_on_a_cpu_unless_it_is_insisted_on():
     conduct.refuse_hopeless(large | {"device": "cpu"}, conduct.arrange(large))
 
 
-def test_a_part_that_fails_ends_no_other(quick, tmp_path, monkeypatch):
-    def broken(*arguments):
+def test_a_part_that_fails_ends_no_other_and_keeps_what_it_has_found(quick, tmp_path, monkeypatch):
+    def broken(settings, bench, ceilings, rules, found):
+        found["run"] = {"half": 1}
+        yield "the first half"
         raise OSError("no space left")
-        yield
 
     monkeypatch.setitem(conduct.PARTS, "run", broken)
     text, found = measured(tmp_path, "measure=run,memory", "batch_size=2")
-    assert found["run"]["failed"] == "OSError: no space left" and "Traceback" in found["run"]["trace"]
+    assert found["run"] == {"half": 1} and "the first half" in text
+    why = found["failed"]["run"]
+    assert why["reason"] == "OSError: no space left" and "Traceback" in why["trace"]
     assert "run: failed: OSError: no space left" in text and "only a GPU" in text
+
+
+def test_what_is_shown_is_on_disk(quick, tmp_path):
+    arguments = (*TINY, f"output_dir={tmp_path}", "measure=steps", "peers=[]", "batch_size=2,4")
+    blocks = conduct.conduct(composed(*arguments), "the command")
+    for block in blocks:
+        if "batch 2 x" in block:  # the larger batch is still to come
+            break
+    (path,) = (tmp_path / "bench").glob("*.json")
+    assert [step["batch_size"] for step in json.loads(path.read_text())["steps"]] == [2, 2]
 
 
 @pytest.mark.parametrize(("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])

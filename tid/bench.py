@@ -45,7 +45,8 @@ class BenchConfig(BaseModel):
     batch_size: Annotated[list[config.Count], BeforeValidator(config.as_list), Field(min_length=1)]
     peers: Annotated[list[Literal["eager", "compiled", "gpt2"]], BeforeValidator(config.as_list)]
     kernels: Annotated[
-        list[Literal["auto", "none", "all", "attention", "swiglu_gradient", "cross_entropy", "norm_gradient"]],
+        list[Literal["auto", "none", "all", "attention", "swiglu_gradient", "cross_entropy", "norm_gradient",
+                     "cross_entropy_once", "row_gradient"]],
         BeforeValidator(config.as_list),
         Field(min_length=1),
     ]
@@ -100,7 +101,7 @@ def main() -> None:
         from tid.benchmark.start import empty_cache
 
         with empty_cache() if settings["cold"] else contextlib.nullcontext():
-            for block in conduct(settings, call):
+            for block in filter(None, conduct(settings, call)):
                 print(block, flush=True)
 
     sys.argv[1:] = as_hydra(sys.argv[1:])

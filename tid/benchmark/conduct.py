@@ -31,7 +31,8 @@ LOOP_TURNS = 12
 
 
 def conduct(settings: dict, command: str) -> Iterator[str]:
-    """Measure what `settings["measure"]` names, and yield it as text; the JSON file is written after every part.
+    """Measure what `settings["measure"]` names, and yield it as text; before each piece the JSON file is written. A
+    part yields "" when it has found something that it cannot show yet.
 
     Raises ConfigError for what the user can correct.
     """
@@ -50,18 +51,29 @@ def conduct(settings: dict, command: str) -> Iterator[str]:
     yield report.head(found, bench.said)
     rules = Rules(settings["repeats"], settings["block_seconds"], device, say)
     for part in settings["measure"]:
-        try:
-            yield from PARTS[part](settings, bench, ceilings, rules, found)
-        except Preempted as stop:  # Ctrl-C in the training loop, which would save and stop
-            raise KeyboardInterrupt if stop.signal == signal.SIGINT else SystemExit(128 + stop.signal) from None
-        except Exception as error:  # the other parts are measured all the same
-            found[part] = {"failed": reason(error), "trace": traceback.format_exc()}
-            yield f"\n{part}: failed: {reason(error)}"
-        try:
-            write_json(path, found)
-        except OSError as error:
-            raise ConfigError(f"{path}: cannot be written ({error.strerror}); name a folder: output_dir=...") from None
+        for block in attempt(part, PARTS[part](settings, bench, ceilings, rules, found), found):
+            keep(found, path)
+            yield block
     yield f"As JSON: {path}"
+
+
+def attempt(part: str, blocks: Iterator[str], found: dict) -> Iterator[str]:
+    """What a part yields; when it fails, why, and the other parts are measured all the same."""
+    try:
+        yield from blocks
+    except Preempted as stop:  # Ctrl-C in the training loop, which would save and stop
+        raise KeyboardInterrupt if stop.signal == signal.SIGINT else SystemExit(128 + stop.signal) from None
+    except Exception as error:
+        found.setdefault("failed", {})[part] = {"reason": reason(error), "trace": traceback.format_exc()}
+        yield f"\n{part}: failed: {reason(error)}"
+
+
+def keep(found: dict, path: Path) -> None:
+    """Write what was found so far."""
+    try:
+        write_json(path, found)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be written ({error.strerror}); name a folder: output_dir=...") from None
 
 
 def quieten_torchao() -> None:
@@ -196,13 +208,15 @@ def memory(settings: dict, bench: Bench, ceilings: Ceilings, rules: Rules, found
         return
     gib = settings["memory_gib"]
     say(f"what fits {gib:g} GiB: steps of growing batches and models, until one runs out of memory")
+    found["memory"] = {"gib": gib, "optims": []}
     fits = []
     with fit.Cap(gib * 2**30, bench.setup.device):
         for optim in bench.parts["optims"]:
             variant = list(combinations(bench, settings).values())[0]
             chosen = next(v for v in reversed(variant) if v.optim_name == optim)
             fits.append(fit.what_fits(bench.setup, chosen, settings["memory_models"], say))
-    found["memory"] = {"gib": gib, "scorer": chosen.label, "optims": [report.fit_facts(f) for f in fits]}
+            found["memory"]["optims"].append({"scorer": chosen.label, **report.fit_facts(fits[-1])})
+            yield ""
     yield report.fit_table(fits, gib, chosen.label, bench.setup, chosen.batch_size)
 
 
