@@ -111,7 +111,7 @@ def take_step(update: Update, number: int, micros: int = 1) -> None:
     total = torch.zeros(())
     for micro in range(micros):
         loss = objective(update, 10 * number + micro, drops=number != 0) / micros
-        update.backward(loss, micro, last=micro == micros - 1)
+        update.backward(loss, last=micro == micros - 1)
         total += loss.detach()
     norm = update(total, torch.tensor(0.01 / (number + 1)), torch.tensor(number))
     assert norm > 0.5  # clipping is at work
@@ -198,7 +198,7 @@ def test_a_broken_loss_leaves_flat_weights_moments_and_copies_alone(optim):
     tensors += [flat.momentum, *flat.embedding_moments.tensors] if optim == "muon" else []
     before = [t.clone() for t in tensors]
     flat.begin()
-    flat.backward(loss * float("nan"), 0)
+    flat.backward(loss * float("nan"))
     flat(loss.detach() * float("nan"), torch.tensor(0.01), torch.tensor(7))
     flat.settle()
     assert flat.bad_step == 7 and flat.count == 1

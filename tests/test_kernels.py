@@ -15,10 +15,12 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from tid.kernels import between, self_attention
+from tid.kernels import between, loss, row_gradient, self_attention
 
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
-TENSORS = dict.fromkeys(("qkv", "dy", "dqkv", "y", "gate_up", "dh", "low", "logits"), "*bf16") | {"targets": "*i64"}
+TENSORS = dict.fromkeys(("qkv", "dy", "dqkv", "y", "gate_up", "dh", "low", "logits"), "*bf16") | dict.fromkeys(
+    ("targets", "tokens", "order", "ends"), "*i64"
+)
 NUMBERS = {"items": "i32", "length": "i32", "rope_stride": "i32", "vocabulary": "i32", "rows": "i32", "each": "i32",
            "scale": "fp32", "log_gain": "fp32"}  # fmt: skip
 
@@ -55,7 +57,11 @@ def compiled(kernel, capability: int, constants: dict):
 def test_they_compile_for_gpus_that_are_not_here(capability):
     chosen = [
         (between.swiglu_gradient_kernel, {"SIZE": 2048, "BLOCK": 1024}),
-        (between.cross_entropy_kernel, {"COLUMNS": 50304, "BLOCK": 4096, "GRADIENT": True, "num_warps": 16}),
+        (loss.cross_entropy_kernel, {"COLUMNS": 50304, "BLOCK": 4096, "GRADIENT": True, "num_warps": 16}),
+        (loss.cross_entropy_once_kernel,
+         {"COLUMNS": 50304, **loss.stretches(50304), "GRADIENT": True, "num_warps": loss.once_warps(50304)}),
+        (row_gradient.add_rows_kernel,
+         {"SIZE": 768, "BLOCK": row_gradient.COLUMNS, "AT_ONCE": row_gradient.AT_ONCE}),
         (between.norm_gradient_kernel, {"SIZE": 768, "BLOCK": 1024, "AT_ONCE": 2, "AHEAD": 3, "num_warps": 4}),
     ]
     if capability >= 90:

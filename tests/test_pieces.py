@@ -1,33 +1,63 @@
 """Which kernels are by hand, and where."""
 
+import dataclasses
 from types import SimpleNamespace
 
 import pytest
 import torch
+from tiny import build
 
 from tid import pieces
 from tid.config import ConfigError
 from tid.device import choose_fast, is_hopper
-from tid.pieces import BY_HAND
+from tid.pieces import BY_HAND, TIMED
 
 CPU = torch.device("cpu")
+SHAPE = build("model", "gpt_125m")
+
+
+def chosen(kernels: str, shape=SHAPE, context: int = 128, precision: str = "bf16") -> tuple[str, ...]:
+    return pieces.by_hand_for(kernels, shape, context, precision, CPU)
+
+
+@pytest.fixture
+def hopper(monkeypatch):
+    """The CPU passes for a Hopper GPU."""
+    kernels = pytest.importorskip("tid.kernels")
+    for module in (pieces, kernels):
+        monkeypatch.setattr(module, "is_hopper", lambda device: True)
+
+
+def test_elsewhere_none_is_the_default():
+    assert chosen("auto") == chosen("none") == ()
+
+
+def test_elsewhere_all_can_be_asked_for_but_attention():
+    pytest.importorskip("triton")
+    assert chosen("all") == BY_HAND[1:] and chosen(BY_HAND[1]) == BY_HAND[1:2]
+    with pytest.raises(ValueError, match="attention by hand wants a Hopper GPU"):
+        chosen("attention")
+
+
+def test_on_hopper_those_that_were_timed_are_the_default(hopper):
+    assert chosen("auto") == TIMED and chosen("none") == () and chosen("all") == BY_HAND
+    assert chosen("row_gradient") == ("row_gradient",)
 
 
 @pytest.mark.parametrize(
-    ("hopper", "kernels", "chosen"),
+    ("lacking", "changes", "why"),
     [
-        (False, "auto", ()), (False, "none", ()), (False, "all", BY_HAND[1:]), (False, BY_HAND[1], BY_HAND[1:2]),
-        (True, "auto", BY_HAND), (True, "none", ()), (True, "all", BY_HAND), (True, "attention", BY_HAND[:1]),
+        ("attention", {"context": 129}, "a context of at most 128 tokens"),
+        ("attention", {"precision": "fp32"}, "16-bit precision"),
+        ("attention", {"shape": dataclasses.replace(SHAPE, num_heads=6)}, "a head size of 32 or 64"),
+        ("cross_entropy_once", {"precision": "fp32"}, "16-bit precision"),
+        ("cross_entropy_once", {"shape": dataclasses.replace(SHAPE, vocab_size=128_000)}, "at most 57,344 tokens"),
     ],
-)  # fmt: skip
-def test_which_kernels_are_by_hand(hopper, kernels, chosen, monkeypatch):
-    monkeypatch.setattr(pieces, "is_hopper", lambda device: hopper)
-    assert pieces.by_hand_for(kernels, CPU) == chosen
-
-
-def test_attention_by_hand_is_for_hopper():
-    with pytest.raises(ValueError, match="needs a Hopper GPU"):
-        pieces.by_hand_for("attention", CPU)
+)
+def test_only_kernels_that_will_run_are_named(hopper, lacking, changes, why):
+    assert lacking not in chosen("all", **changes) and lacking not in chosen("auto", **changes)
+    with pytest.raises(ValueError, match=f"{lacking} by hand wants .*{why}"):
+        chosen(lacking, **changes)
 
 
 def test_a_cpu_is_no_hopper_and_is_not_asked_for_its_kernels():

@@ -85,7 +85,7 @@ def test_a_dropped_token_keeps_its_score_and_a_kept_one_gets_a_new_one():
     run(step, 2 * EPOCH)
     cache = step.cache
     before = copy.deepcopy(cache.state_dict())
-    samples, tokens, _ = step.micro_batch(0)
+    samples, tokens, _ = step.micro_batch(step.offsets[0])
     rows = step.batches.sequences_of(samples)
     drops = step.token_drops.clone()
     step(2 * EPOCH)

@@ -30,7 +30,7 @@ MOST_AT_ONCE, ALIGNED = 2**23, 256  # weights that one kernel updates, and of wh
 class FlatUpdate(Update):
     """`Update` on flat storage, of which the weights of `model` become views; passes go through twins.
 
-    The torch optimizers only hold the state, as views too, so checkpoints are those of `Update`.
+    The torch optimizers hold the state, as views too, so checkpoints are those of `Update`.
     """
 
     capturable = True
@@ -40,14 +40,14 @@ class FlatUpdate(Update):
     ) -> None:
         super().__init__(model, learned, optim, precision)
         self.by_hand = pieces.by_hand
-        self.kernels = {kind: pieces.fuse(kind.update_) for kind in (FloatMoments, LowMoments)}
+        self.moment_updates = {kind: pieces.fuse(kind.update_) for kind in (FloatMoments, LowMoments)}
         self.constants = Constants(optim.weight_decay, optim.beta1, optim.beta2, optim.eps)
         self.matrices, self.vectors = matrices_of(model), [p for p in self.parameters if p.ndim == 1]
         self.flat, self.flat_vectors = flatten(self.matrices), flatten(self.vectors)
         low = AUTOCAST[precision]
         self.copy = self.flat.to(low) if low else None
         storage = self.flat if self.copy is None else self.copy
-        # one micro-batch's gradient is as exact as its products, 16 bits; a sum of several needs more
+        # one micro-batch's gradient is as exact as its products, 16 bits; a sum over many needs more
         dtype = torch.float32 if accumulates else storage.dtype
         self.gradients = Gradients(twin_shapes(model), dtype, storage.device, pieces)
         self.compute = Twin(model, storage, self.gradients.sink, pieces)
@@ -66,7 +66,7 @@ class FlatUpdate(Update):
         for p, (m, v) in zip(parameters, views, strict=True):
             optimizer.state[p] = {"step": self.count, "exp_avg": m, "exp_avg_sq": v}
 
-    def backward(self, objective: Tensor, micro: int, last: bool = True) -> None:
+    def backward(self, objective: Tensor, last: bool = True) -> None:
         self.gradients.backward(objective * self.scale, last)
         if last:
             learned = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.learned.values()]
@@ -111,7 +111,8 @@ class FlatUpdate(Update):
         for start in range(0, len(p), size):
             here = slice(start, start + size)
             its = moments.piece(start, start + size)
-            self.kernels[type(moments)](p[here], g[here], None if copy is None else copy[here], *its, *due, c, *bits)
+            low = None if copy is None else copy[here]
+            self.moment_updates[type(moments)](p[here], g[here], low, *its, *due, c, *bits)
 
     def part_of(self, flat: Tensor | None, part: int) -> Tensor | None:
         """The part of flat storage (N,) that is gradient part `part`."""
@@ -261,14 +262,16 @@ def flat_update(optim: Any, model: Decoder) -> type[FlatUpdate] | None:
 
 
 def make_update(
-    model: Decoder, learned: nn.ParameterDict, optim: Any, precision: str, accumulates: bool, fast: bool, kernels: str
-) -> Update:
+    model: Decoder, learned: nn.ParameterDict, optim: Any, precision: str, accumulates: bool, fast: bool, kernels: str,
+    context: int,
+) -> Update:  # fmt: skip
     """The update of a model: with `fast` the flat one where there is one. accumulates: over several micro-batches.
-    kernels: see tid.pieces.by_hand_for."""
+    kernels, context: see tid.pieces.by_hand_for."""
     flat = flat_update(optim, model) if fast else None
     if flat is None:
         return Update(model, learned, optim, precision)
-    pieces = Pieces(compiled=True, by_hand=by_hand_for(kernels, model.norm.weight.device))
+    by_hand = by_hand_for(kernels, model.shape, context, precision, model.norm.weight.device)
+    pieces = Pieces(compiled=True, by_hand=by_hand)
     return flat(model, learned, optim, precision, accumulates, pieces)
 
 

@@ -11,10 +11,9 @@ from torch import Tensor
 
 from tid import distributed
 from tid.pieces import Pieces
-from tid.products import add_rows_
 from tid.twin import split_like
 
-LAG = 12  # hand-ins, those of two blocks, that the second stream may be behind; what it reads cannot be freed before
+LAG = 12  # hand-ins, two or three blocks', that the second stream may be behind; what it reads cannot be freed before
 
 
 def square_sum(x: Tensor) -> Tensor:
@@ -40,6 +39,7 @@ class Gradients:
         self.norm_sums = torch.zeros(2 * len(self.parts) - 1, pieces.norm_groups, shapes[0][1], device=device)
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self.square_sum = pieces.fuse(square_sum)
+        self.places_of, self.add_rows_ = pieces.places_of, pieces.add_rows_
         self.begin()
 
     def begin(self) -> None:
@@ -47,7 +47,8 @@ class Gradients:
         self.awaited = [0] * len(self.matrices)
         self.written: set[int] = set()
         self.finished: set[int] = set()
-        self.rows: list[tuple[Tensor, Tensor]] = []
+        self.rows: list[tuple[Tensor, Any]] = []
+        self.table_written: torch.cuda.Event | None = None
         self.held: deque = deque()
         self.last = False
         self.input_gradient: Tensor | None = None
@@ -57,7 +58,7 @@ class Gradients:
         """What takes the gradients of a matrix, of a norm, or of the embedding's rows."""
         if kind == "matrix":
             return MatrixSink(self, number)
-        return NormSink(self, number) if kind == "norm" else self.take_rows
+        return NormSink(self, number) if kind == "norm" else RowSink(self)
 
     @contextmanager
     def beside(self):
@@ -95,6 +96,8 @@ class Gradients:
                 into.copy_(dy.T @ x)
             self.written.add(number)
             self.awaited[number] -= 1
+            if number == 0 and self.stream:
+                self.table_written = self.stream.record_event()
             part = (number + 3) // 4
             if self.last and part and not any(self.awaited[4 * part - 3 : 4 * part + 1]):
                 self.finish(part)
@@ -107,10 +110,17 @@ class Gradients:
             add_(self.norm_sums[number, :groups], dh, x, inverse)
         self.hold(dh, x, inverse)
 
-    def take_rows(self, dy: Tensor, tokens: Tensor) -> None:
-        """Add dy (N, C) to the rows of the embedding that tokens (N,) name, once the backward pass is over. Of several
-        passes the first comes last: `input_gradient` is then its."""
-        self.rows.append((dy, tokens))
+    def expect_rows(self, tokens: Tensor) -> Any:
+        """What will say to which rows of the embedding the gradient of a pass on tokens (N,) is to be added."""
+        with self.beside():
+            places = self.places_of(tokens)
+        self.hold(tokens)
+        return places
+
+    def take_rows(self, dy: Tensor, places: Any) -> None:
+        """Add dy (N, C) to the rows of the embedding that `expect_rows` was told, once the backward pass is over. Of
+        several passes the first comes last: `input_gradient` is then its."""
+        self.rows.append((dy, places))
         self.input_gradient = dy
 
     def norms(self) -> Tensor:
@@ -125,11 +135,14 @@ class Gradients:
 
     @torch.no_grad()
     def collect(self) -> None:
-        """After the backward pass of a micro-batch: what could not be done beside it."""
-        self.join()
-        for dy, tokens in self.rows:
-            add_rows_(self.matrices[0], dy, tokens)
+        """After the backward pass of a micro-batch: what could not be done beside it. The embedding's rows wait only
+        for the output matrix's gradient, which is the same matrix's and was made first."""
+        if self.table_written:
+            torch.cuda.current_stream().wait_event(self.table_written)
+        for dy, places in self.rows:
+            self.add_rows_(self.matrices[0], dy, places)
         self.rows = []
+        self.join()
         if self.last:
             for number in set(range(len(self.matrices))) - self.written:
                 self.matrices[number].zero_()
@@ -156,6 +169,16 @@ class MatrixSink:
 
     def __call__(self, dy: Tensor, x: Tensor) -> None:
         self.gradients.take(self.number, dy, x)
+
+
+class RowSink:
+    """Where the embedding's rows hand in."""
+
+    def __init__(self, gradients: Gradients) -> None:
+        self.expect, self.take = gradients.expect_rows, gradients.take_rows
+
+    def __call__(self, dy: Tensor, places: Any) -> None:
+        self.take(dy, places)
 
 
 class NormSink:

@@ -25,7 +25,7 @@ from tid.handle import Handle, RunInfo
 from tid.llama import load_weights, pinned, refuse_mismatch
 from tid.lock import RunLock
 from tid.logs import NoLog, RunLog, read_status, say, write_json, write_status
-from tid.loop import Preempted, Run, fit, resume
+from tid.loop import NonFiniteLoss, Preempted, Run, fit, resume
 from tid.pin import split_pin
 from tid.processes import Alone, together
 from tid.records import ANEW, is_done, record_failure, record_from_thread, say_done, write_documents
@@ -114,9 +114,10 @@ def train_in(
             cause = peers.cause(error)
             if peers.leads:
                 record_failure(folder, cause or error)
+            if isinstance(error, Preempted | NonFiniteLoss):
+                run.step.release()
             if isinstance(error, Preempted):
                 log.say(str(error))
-                run.step.release()
                 raise SystemExit(128 + error.signal) from None
             if cause:
                 raise cause from None

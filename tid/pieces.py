@@ -15,11 +15,13 @@ from torch import Tensor
 from torch.autograd import Function
 
 from tid.device import is_hopper
-from tid.model import Rope, attention_received, explicit_attention, rotate
+from tid.model import GPT, Rope, attention_received, explicit_attention, rotate
+from tid.products import add_rows_
 from tid.reductions import PADDING, log_sum_exp
 from tid.rows import filled, look_up
 
-BY_HAND = ("attention", "swiglu_gradient", "cross_entropy", "norm_gradient")  # what tid.kernels has
+TIMED = ("attention", "swiglu_gradient", "cross_entropy", "norm_gradient")  # of tid.kernels: faster on Hopper GPUs
+BY_HAND = (*TIMED, "cross_entropy_once", "row_gradient")  # all that tid.kernels has
 GROUPS, FOLD = 128, 8  # a norm's weight gradient is first summed in at most so many groups of rows, so many at a time
 
 
@@ -187,17 +189,19 @@ def cross_entropy_gradient_(logits: Tensor, targets: Tensor, log_sum: Tensor, dn
     logits.copy_(torch.where(column < vocabulary, p * dnats[:, None], 0.0))
 
 
-def by_hand_for(kernels: str, device: torch.device) -> tuple[str, ...]:
-    """Which of BY_HAND a model on this device takes from tid.kernels, if its config has `kernels`: none, all that the
-    device can, one of them, or auto: all on Hopper GPUs, where that was faster; on others it was not timed. Raises
-    ValueError for one that the device cannot."""
-    hopper = is_hopper(device)
-    if kernels == "auto":
-        kernels = "all" if hopper else "none"
-    if kernels == "attention" and not hopper:
-        raise ValueError("attention by hand needs a Hopper GPU (H100, H200)")
-    able = BY_HAND if hopper else tuple(name for name in BY_HAND if name != "attention")
-    return {"none": (), "all": able}.get(kernels, (kernels,))
+def by_hand_for(kernels: str, shape: GPT, context: int, precision: str, device: torch.device) -> tuple[str, ...]:
+    """Which of BY_HAND a model of this shape takes from tid.kernels, if its config has `kernels`: none, one of them,
+    all that can be had here, or auto: of these the ones that were timed and faster, on Hopper GPUs. Raises ValueError
+    for one that cannot be had."""
+    if kernels == "none" or (kernels == "auto" and not is_hopper(device)):
+        return ()
+    from tid.kernels import wants
+
+    wanted = {"auto": TIMED, "all": BY_HAND}.get(kernels, (kernels,))
+    lacking = {name: wants(name, shape, context, precision, device) for name in wanted}
+    if lacking.get(kernels):
+        raise ValueError(f"{kernels} by hand wants {lacking[kernels]}")
+    return tuple(name for name in wanted if not lacking[name])
 
 
 class Pieces:
@@ -222,6 +226,15 @@ class Pieces:
             self.kernels = kernels
         if "swiglu_gradient" in by_hand:
             self.swiglu_gradient = kernels.swiglu_gradient
+        # what `add_rows_` is to be told of the tokens whose rows it adds to, made beforehand
+        self.places_of, self.add_rows_ = (lambda tokens: tokens), add_rows_
+        if "row_gradient" in by_hand:
+            self.places_of, self.add_rows_ = kernels.in_order, kernels.add_rows_
+        self.cross_entropy_ = None  # turns logits into their gradient at once
+        if "cross_entropy_once" in by_hand:
+            self.cross_entropy_ = kernels.cross_entropy_once_
+        elif "cross_entropy" in by_hand:
+            self.cross_entropy_ = kernels.cross_entropy_
 
     def fuse(self, function: Callable) -> Callable:
         return torch.compile(function, dynamic=False) if self.compiled else function

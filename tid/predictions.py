@@ -1,6 +1,6 @@
 """What a model says about every token of a text, beyond its loss; and the windows in which it reads the text.
 
-Slower than tid.validation, which training uses; the nats are the same, bit by bit, in the same windows.
+Slower than tid.validation, which training uses; the same model's nats are the same, bit by bit, in the same windows.
 """
 
 from dataclasses import dataclass

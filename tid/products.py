@@ -1,10 +1,11 @@
 """Matrix products whose weight gradients go straight to where the optimizer reads them.
 
-Autograd makes a weight's gradient, waits, and adds it to `.grad`. Here a product hands its two factors to a `Sink`,
-which multiplies them into the flat gradient on a second stream, under the rest of the backward pass.
+Autograd makes a weight's gradient, waits, and adds it to `.grad`. Here a product hands its two factors to a sink (see
+tid.gradients), which multiplies them into the flat gradient on a second stream, under the rest of the backward pass.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -32,16 +33,17 @@ class Product(Function):
 
 
 class Rows(Function):
-    """Rows of a table (V, C) for tokens (B, T), float32; the gradient (B, T, C) goes to `sink(gradient, tokens)`."""
+    """Rows of a table (V, C) for tokens (B, T), float32; the gradient (B · T, C) goes to `sink(gradient, places)`, with
+    what the sink has made of the tokens beforehand."""
 
     @staticmethod
-    def forward(ctx, tokens: Tensor, table: Tensor, sink: Callable) -> Tensor:
-        ctx.tokens, ctx.sink = tokens, sink
+    def forward(ctx, tokens: Tensor, table: Tensor, sink: Any) -> Tensor:
+        ctx.places, ctx.sink = sink.expect(tokens.flatten()), sink
         return F.embedding(tokens, table).float()
 
     @staticmethod
     def backward(ctx, dy: Tensor) -> tuple:
-        ctx.sink(dy.flatten(0, 1), ctx.tokens.flatten())
+        ctx.sink(dy.flatten(0, 1), ctx.places)
         return None, None, None
 
 
@@ -85,7 +87,7 @@ class NatsByHand(Function):
             watch(logits, vocabulary)
         ctx.save_for_backward(x)
         ctx.logits, ctx.table, ctx.pieces, ctx.sink = logits, table, pieces, sink
-        return pieces.kernels.cross_entropy_(logits, targets, vocabulary, gradient=ctx.needs_input_grad[0])
+        return pieces.cross_entropy_(logits, targets, vocabulary, gradient=ctx.needs_input_grad[0])
 
     @staticmethod
     def backward(ctx, dnats: Tensor) -> tuple:

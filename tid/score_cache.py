@@ -154,7 +154,8 @@ class Watch:
 
     @torch.no_grad()
     def logits(self, padded: Tensor, vocabulary: int) -> None:
-        """Logits (B, T, rows) or (B · T, rows), of which the first `vocabulary` columns are tokens."""
+        """Logits (B, T, rows) or (B · T, rows), of which the first `vocabulary` columns are tokens. All at once:
+        compiled, a score is made while they are read; eager it takes several times their memory."""
         if self.dropout.scorer.needs == "logits" and self.found is None:
             shaped = padded.detach().view(*self.e.tokens.shape, -1)
             self.found = self.dropout.from_logits(shaped, vocabulary, self.e)

@@ -161,7 +161,7 @@ class EmbeddingNorm:
     uses_labels: ClassVar = False
 
     def __call__(self, e: Evidence) -> Tensor:
-        return e.embeddings.detach().norm(dim=-1)[e.tokens]
+        return e.embeddings.detach()[e.tokens].norm(dim=-1)
 
 
 @component

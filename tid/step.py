@@ -62,21 +62,12 @@ class TrainStep:
         self.batch_size, self.accumulate_steps, self.precision = batch_size, accumulate_steps, precision
         self.device = device = model.norm.weight.device
         self.learned = nn.ParameterDict(mode.parameters(model.shape.hidden_size)).to(device)
-        self.updating = make_update(model, self.learned, optim, precision, accumulate_steps > 1, fast, kernels)
-
-        self.lr_table = torch.tensor([optim.lr_at(s, total_steps) for s in range(total_steps)], device=device)
-        self.host_bands = np.array([dropout.band(s / total_steps) for s in range(total_steps)])
-        self.bands = torch.tensor(self.host_bands, device=device)  # float64: k = round(rate · n) as on paper
-        self.lengths = KeptLengths(dropout, batches, self.host_bands, self.samples) if mode.exact_counts else None
+        self.updating = make_update(
+            model, self.learned, optim, precision, accumulate_steps > 1, fast, kernels, batches.context
+        )
         batches.load_orders(0, self.samples)  # refuses a batch larger than the text
-        self.rows, self.mine = torch.arange(batch_size, device=device), distributed.share(batch_size)
-
-        vocabulary = model.shape.vocab_size
-        self.step = torch.zeros((), dtype=torch.int64, device=device)
-        self.metrics = torch.zeros(window, len(COLUMNS), device=device)
-        self.token_seen = torch.zeros(vocabulary, dtype=torch.int64, device=device)
-        self.token_drops = torch.zeros(vocabulary, dtype=torch.int64, device=device)
-        self.last_scores = torch.full((batch_size, batches.context), torch.nan, device=device)  # for histograms
+        self.make_tables(total_steps)
+        self.make_buffers(window)
         caches = cached(dropout.scorer) and self.host_bands.any()
         self.cache = ScoreCache(dropout, mode, batches) if caches else None
         self.shares_pass = not self.cache and mode.sees_all and dropout.scorer.needs in ("logits", "attention")
@@ -86,6 +77,28 @@ class TrainStep:
         self.on_capture: Callable[[float], None] = lambda seconds: None  # told how long each graph took
         if fast:
             self.compile()
+
+    def make_tables(self, total_steps: int) -> None:
+        """What is known of every step beforehand."""
+        steps, device = range(total_steps), self.device
+        self.lr_table = torch.tensor([self.optim.lr_at(s, total_steps) for s in steps], device=device)
+        self.host_bands = np.array([self.dropout.band(s / total_steps) for s in steps])
+        self.bands = torch.tensor(self.host_bands, device=device)  # float64: k = round(rate · n) as on paper
+        exact = self.mode.exact_counts
+        self.lengths = KeptLengths(self.dropout, self.batches, self.host_bands, self.samples) if exact else None
+        rows = torch.arange(self.batch_size, device=device)
+        # numbers of each micro-batch's samples, from the step's first on
+        self.offsets = [micro * self.batch_size + rows for micro in range(self.accumulate_steps)]
+        self.mine = distributed.share(self.batch_size)  # this process's rows
+
+    def make_buffers(self, window: int) -> None:
+        """What steps write on the device."""
+        device, vocabulary = self.device, self.model.shape.vocab_size
+        self.step = torch.zeros((), dtype=torch.int64, device=device)
+        self.metrics = torch.zeros(window, len(COLUMNS), device=device)
+        self.token_seen = torch.zeros(vocabulary, dtype=torch.int64, device=device)
+        self.token_drops = torch.zeros(vocabulary, dtype=torch.int64, device=device)
+        self.last_scores = torch.full((self.batch_size, self.batches.context), torch.nan, device=device)
 
     @property
     def samples(self) -> int:
@@ -147,17 +160,14 @@ class TrainStep:
     def graph(self, drops: bool, kept_max: int) -> Graph:
         """The captured step. Capturing needs a few runs first; their effects are undone."""
         key = (drops, kept_max)
-
-        def gradients() -> tuple:
-            return *self.gradients(*key), [p.grad for p in self.updating.parameters]
         if key not in self.graphs:
             started = time.perf_counter()
             before = to_cpu(self.state_dict())
             Graph.prepare(lambda: (self.update(*key), self.step.sub_(1)))  # each time on this step's own batch
             self.load_state_dict(before)
             self.pool = self.pool or torch.cuda.graph_pool_handle()
-            function = (lambda: self.update(*key)) if self.updating.capturable else gradients
-            self.graphs[key] = Graph(function, self.pool)
+            captured = self.update if self.updating.capturable else self.sums_and_gradients
+            self.graphs[key] = Graph(lambda: captured(*key), self.pool)
             self.updating.forget()
             self.on_capture(time.perf_counter() - started)
         return self.graphs[key]
@@ -170,21 +180,25 @@ class TrainStep:
     def update(self, drops: bool, kept_max: int) -> None:
         """The step itself. Nothing in it waits for the device, except optimizers that cannot be captured."""
         self.updating.begin()
-        self.finish(*self.gradients(drops, kept_max))
+        self.finish(*self.backward(drops, kept_max))
 
-    def gradients(self, drops: bool, kept_max: int) -> tuple[Tensor, Tensor]:
+    def sums_and_gradients(self, drops: bool, kept_max: int) -> tuple:
+        """What `backward` returns, and the gradients that it leaves on the parameters."""
+        return *self.backward(drops, kept_max), [p.grad for p in self.updating.parameters]
+
+    def backward(self, drops: bool, kept_max: int) -> tuple[Tensor, Tensor]:
         """Backward passes of all micro-batches. Returns the summed objective (), and loss and COUNTS (6,), float32."""
         totals = torch.zeros(1 + len(COUNTS), device=self.device)
         objective = torch.zeros((), device=self.device)
-        for micro in range(self.accumulate_steps):
-            samples, tokens, targets = self.micro_batch(micro)
+        for micro, offsets in enumerate(self.offsets):
+            samples, tokens, targets = self.micro_batch(offsets)
             mine = [x[self.mine] for x in (tokens, targets, samples)]
             with self.watching(drops, *mine) as watch, autocast(self.precision, self.device):
                 nats = all_nats(self.updating.compute, *mine[:2]) if drops and self.shares_pass else None
                 keep, counts = self.choose(tokens, samples, mine, watch) if drops else (None, self.none_dropped(tokens))
                 loss = self.loss(*mine[:2], keep, kept_max, nats)
             last = micro == self.accumulate_steps - 1
-            self.updating.backward(loss.objective / (self.accumulate_steps * distributed.number()), micro, last)
+            self.updating.backward(loss.objective / (self.accumulate_steps * distributed.number()), last)
             if self.cache:
                 predictions = self.samples * self.batches.context  # the loss is their mean
                 scores = watch.scores(predictions / self.updating.scale, self.updating.input_gradient)
@@ -210,9 +224,9 @@ class TrainStep:
             nats = all_nats(model, tokens, targets)
         return self.mode.loss(model, Batch(tokens, targets, keep[self.mine], kept_max, nats), self.learned)
 
-    def micro_batch(self, micro: int) -> tuple[Tensor, Tensor, Tensor]:
+    def micro_batch(self, offsets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Samples (B,), tokens and targets (B, T) of a micro-batch."""
-        samples = (self.step * self.accumulate_steps + micro) * self.batch_size + self.rows
+        samples = self.step * self.samples + offsets
         return samples, *self.batches.gather(samples)
 
     def tally(self, objective: Tensor, totals: Tensor, loss: Loss, counts: Tensor) -> None:
@@ -235,7 +249,7 @@ class TrainStep:
     def choose(self, tokens: Tensor, samples: Tensor, mine: list[Tensor], watch: Watch | None) -> tuple[Tensor, Tensor]:
         """Keep mask (B, T) and COUNTS (5,) float32 of the whole batch: each process scores its own rows and all choose
         together. mine, watch: see `watching`."""
-        with self.score_watch, autocast(self.precision, self.device):
+        with self.score_watch:
             recalled = self.cache.recall(tokens, samples, self.step) if self.cache else None
             if recalled:
                 scores = recalled.scores
@@ -296,5 +310,5 @@ class TrainStep:
     def refill_metrics(self, saved: Tensor) -> None:
         """Take over the newest rows of a buffer that may have another length: log_every may change between sittings."""
         done = int(self.step)
-        for step in range(max(0, done - min(len(saved), len(self.metrics))), done):
-            self.metrics[step % len(self.metrics)] = saved[step % len(saved)]
+        steps = torch.arange(max(0, done - min(len(saved), len(self.metrics))), done)
+        self.metrics[steps % len(self.metrics)] = saved[steps % len(saved)].to(self.device)

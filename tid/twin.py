@@ -133,9 +133,9 @@ class Twin(Decoder):
         self.norm = norms[-1]
         self.ready: list | None = None
 
-    def wait(self, chunk: int) -> None:
+    def wait(self, part: int) -> None:
         if self.ready:
-            torch.cuda.current_stream().wait_event(self.ready[chunk])
+            torch.cuda.current_stream().wait_event(self.ready[part])
 
     def embed(self, tokens: Tensor) -> Tensor:
         self.wait(0)
@@ -170,7 +170,7 @@ class Twin(Decoder):
         if self.head_sink and torch.is_grad_enabled():
             self.head_sink.expect()
         watch = self.watch and self.watch.logits
-        function = NatsByHand if "cross_entropy" in self.pieces.by_hand else Nats
+        function = NatsByHand if self.pieces.cross_entropy_ else Nats
         nats = function.apply(h, table, targets.flatten(), self.shape.vocab_size, self.pieces, self.head_sink, watch)
         return nats.view_as(targets)
 

@@ -61,9 +61,9 @@ class Update:
         """The float32 token embeddings (V or more, C), within a step."""
         return self.model.embed_tokens.weight.detach()
 
-    def backward(self, objective: Tensor, micro: int, last: bool = True) -> None:
-        """Add the gradient of micro-batch number `micro`'s share of the loss; `last`: no other follows. What a step
-        that drops nothing does not use has the gradient 0, so that all parameters are updated equally often."""
+    def backward(self, objective: Tensor, last: bool = True) -> None:
+        """Add the gradient of a micro-batch's share of the loss; `last`: no other follows. What a step that drops
+        nothing does not use has the gradient 0, so that all parameters are updated equally often."""
         (objective * self.scale).backward()
         if last:
             for p in self.learned.values():

@@ -1,16 +1,11 @@
-"""What lies between two products: the gradients of SwiGLU and of a norm, and cross-entropy with its gradient."""
-
-import math
+"""What lies between two products: the gradients of SwiGLU and of a norm."""
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from tid.kernels.self_attention import LOG2_E
-
 PROGRAMS = 256  # of a norm's gradient; each sums its rows' part of the weight's
-GAIN = 256.0  # of a cross-entropy gradient: 16-bit floats with 5 bits of exponent lose probabilities below 6e-5
 
 
 @triton.jit
@@ -83,41 +78,3 @@ def norm_gradient(
         size, triton.next_power_of_2(size), 2, ahead, num_warps=4,
     )  # fmt: skip
     return out, low
-
-
-@triton.jit
-def cross_entropy_kernel(
-    logits, targets, nats, vocabulary, log_gain, COLUMNS: tl.constexpr, BLOCK: tl.constexpr, GRADIENT: tl.constexpr
-):
-    """One program for each row: its log-sum-exp, then its gradient in place. Logarithms are to base 2."""
-    row = tl.program_id(0).to(tl.int64)
-    base = logits + row * COLUMNS
-    target = tl.load(targets + row)
-    chosen = tl.load(base + target).to(tl.float32)
-    top, total = tl.full((BLOCK,), -1e30, tl.float32), tl.zeros((BLOCK,), tl.float32)
-    for start in range(0, COLUMNS, BLOCK):
-        column = start + tl.arange(0, BLOCK)
-        x = tl.load(base + column, mask=column < vocabulary, other=float("-inf")).to(tl.float32) * LOG2_E
-        higher = tl.maximum(top, x)
-        total = total * tl.exp2(top - higher) + tl.exp2(x - higher)
-        top = higher
-    highest = tl.max(top, axis=0)
-    log_sum = highest + tl.log2(tl.sum(total * tl.exp2(top - highest), axis=0))
-    tl.store(nats + row, log_sum / LOG2_E - chosen)
-    if GRADIENT:
-        gain = tl.exp2(log_gain)
-        for start in range(0, COLUMNS, BLOCK):
-            column = start + tl.arange(0, BLOCK)
-            x = tl.load(base + column, mask=column < vocabulary, other=float("-inf")).to(tl.float32)
-            p = tl.exp2(x * LOG2_E - (log_sum - log_gain))
-            p = tl.where(column == target, p - gain, p)
-            tl.store(base + column, p.to(logits.dtype.element_ty), mask=column < COLUMNS)
-
-
-def cross_entropy_(logits: Tensor, targets: Tensor, vocabulary: int, gradient: bool) -> Tensor:
-    """Nats (N,) float32 of logits (N, rows) whose columns from `vocabulary` on are padding. With `gradient` the logits
-    become GAIN · (softmax − one-hot)."""
-    nats = torch.empty(len(logits), device=logits.device)
-    constants = {"COLUMNS": logits.shape[1], "BLOCK": 4096, "GRADIENT": gradient, "num_warps": 16}
-    cross_entropy_kernel[(len(logits),)](logits, targets, nats, vocabulary, math.log2(GAIN), **constants)
-    return nats
