@@ -10,11 +10,15 @@ import numpy as np
 import pytest
 import runs
 import torch
+from hydra import compose, initialize_config_dir
 
-from tid import checkpoint, job, revision
+from tid import checkpoint, job, revision, train
+from tid.config import ConfigError, coerced, plain
+from tid.data.errors import DataError
 from tid.handle import Handle
 from tid.loop import NonFiniteLoss
 from tid.optim import AdamW
+from tid.step import TrainStep
 
 
 @pytest.fixture(scope="module")
@@ -154,6 +158,19 @@ def test_damaged_checkpoints_are_reported_and_the_newest_intact_one_used(
     assert runs.metrics(folder) == runs.metrics(finished)
 
 
+def test_compiling_the_step_is_no_training_time(tmp_path, monkeypatch):
+    real = TrainStep.__call__
+
+    def first_compiled(step, number):
+        step.capture_seconds = 1000.0
+        real(step, number)
+
+    monkeypatch.setattr(TrainStep, "__call__", first_compiled)
+    folder = runs.train(tmp_path, "total_steps=2", "eval_every=2")
+    summary = runs.read(folder, "summary.json")
+    assert -1000 < summary["seconds"] < 0 < summary["seconds_with_start"] < 1000
+
+
 def test_a_loss_that_is_no_number_stops_the_run_and_names_step_batch_and_checkpoint(tmp_path, monkeypatch):
     lr_at = AdamW.lr_at
     monkeypatch.setattr(AdamW, "lr_at", lambda self, step, total: 1e30 if step == 6 else lr_at(self, step, total))
@@ -161,7 +178,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_step_batch_and_checkpo
         runs.train(tmp_path)
     (folder,) = (tmp_path / "outputs" / "reference").iterdir()
     status = runs.read(folder, "status.json")
-    assert status["state"] == "failed" and "not finite at step 7" in status["reason"]
+    assert status["state"] == "failed" and "not finite at step 7" in status["reason"] and status["diverged"]
     assert checkpoint.load(folder / "checkpoints/last.pt")["run"]["done"] == 6
 
 
@@ -200,8 +217,6 @@ def test_scores_are_shown_where_tokens_were_dropped_lately(tmp_path, monkeypatch
 
 
 def test_impossible_combinations_are_refused_before_anything_is_written(tmp_path):
-    from tid.config import ConfigError
-
     with pytest.raises(ConfigError, match="threshold|Threshold"):
         runs.train(tmp_path, "drop_mode=skip", "drop_mode.last_layers=0", "selector=threshold")
     with pytest.raises(ConfigError, match="first position"):
@@ -215,9 +230,50 @@ def test_impossible_combinations_are_refused_before_anything_is_written(tmp_path
     assert not (tmp_path / "outputs").exists() and not (tmp_path / "data").exists()
 
 
-def test_an_optimizer_that_is_not_installed_is_refused_before_anything_is_written(tmp_path, monkeypatch):
-    from tid.config import ConfigError
+def would_train(folder, *more: str):
+    """What dry_run=true answers, in this process."""
+    with initialize_config_dir(runs.CONF, version_base="1.3"):
+        config = coerced(plain(compose("train", runs.settings(folder, *more))))
+    return train.would_train(config, list(more))
 
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ("selector=threshold drop_schedule=uniform", "selector Threshold follows one rate"),
+        ("protect_first=0", "first position"),
+        ("drop_mode=skip drop_mode.last_layers=0 selector=threshold", "only approaches the rate"),
+        ("model.vocab_size=1000", "model.vocab_size: wanted at least"),
+        ("model.init_from=nofolder", "model.init_from: wanted a folder with config.json"),
+        ("kernels=all", "kernels=all needs a CUDA GPU"),
+        ("data.train=nofile.jsonl", "nofile.jsonl does not exist"),
+        pytest.param(
+            "device=cuda", "sees no CUDA device", marks=pytest.mark.skipif(torch.cuda.is_available(), reason="it is there")
+        ),
+    ],
+)  # fmt: skip
+def test_a_dry_run_refuses_what_training_would(tmp_path, settings, message):
+    for ask in (would_train, runs.train):
+        with pytest.raises((ConfigError, DataError), match=message):
+            ask(tmp_path, *settings.split())
+    assert not (tmp_path / "outputs").exists() and not (tmp_path / "data").exists()
+
+
+def test_a_dry_run_names_the_folder_and_says_what_is_too_slow_here(finished, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert would_train(tmp_path).name == finished.name and capsys.readouterr().err == ""
+    slow = ["model.hidden_size=64", "total_steps=1_000_000_000", "device=auto"]
+    assert would_train(tmp_path, *slow).parent == tmp_path / "outputs" / "reference"
+    said = capsys.readouterr().err
+    assert said.startswith("it would be refused: no CUDA device, and on this CPU a run would take about ")
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_a_dry_run_of_a_finished_run_names_it_whatever_this_machine_has(finished, capsys):
+    assert would_train(finished.parents[2], "kernels=all") == finished == runs.train(finished.parents[2], "kernels=all")
+
+
+def test_an_optimizer_that_is_not_installed_is_refused_before_anything_is_written(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torchao.optim", None)  # as if it were missing
     with pytest.raises(ConfigError, match=r"AdamW8bit needs torchao, .*: pip install 'tid\[lowbit\]'"):
         runs.train(tmp_path, "optim=adamw_8bit")
@@ -229,8 +285,6 @@ def test_an_optimizer_that_is_not_installed_is_refused_before_anything_is_writte
     [("batch_size=500", "batch_size: an update reads 500 sequences"), ("context=5000", "context: the training text")],
 )
 def test_a_text_too_short_for_the_settings_is_refused_before_the_run_has_a_folder(tmp_path, setting, message):
-    from tid.config import ConfigError
-
     with pytest.raises(ConfigError, match=message):
         runs.train(tmp_path, setting)
     assert not (tmp_path / "outputs").exists()
@@ -268,8 +322,6 @@ def test_a_text_that_moves_is_the_same_run_and_one_that_changes_another(tmp_path
 
 def test_another_text_under_the_same_identity_is_refused_done_or_not(tmp_path):
     """As when a package holds other text in another version."""
-    from tid.config import ConfigError
-
     short = ["total_steps=2", "eval_every=2"]
     folder = runs.train(tmp_path, *short)
     runs.tell_of_another_text(folder)

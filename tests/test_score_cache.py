@@ -112,9 +112,17 @@ def test_what_is_recalled_by_hand():
     cache.taken[known, 1:4] = torch.tensor([2, 3, 4], dtype=torch.int32)
     some = cache.recall(tokens, samples, torch.tensor(5))
     assert some.scores[0, 1:4].tolist() == [0.5, -2.0, 7.0]
-    assert set(some.scores[0, 4:].tolist()) == {8.0}  # above all that are known
+    assert set(some.scores[0, 4:].tolist()) == {7.0}  # as the one that is dropped last
     assert some.scores[1].isnan().all()
     assert (some.unseen_rows, some.unscored, some.ages) == (1, 2 * (CONTEXT - 1) - 3, 3 + 2 + 1)
+
+
+@pytest.mark.parametrize("scorer", ["grad_norm", "attention_mass"])
+@pytest.mark.parametrize("selector", ["lowest", "highest"])
+def test_tokens_without_a_score_are_kept_until_they_have_one(selector, scorer):
+    step = run(step_of(scorer, "cached", learns=True, selector=selector, epochs=3), 3 * EPOCH)
+    unscored = column(step, "unscored")
+    assert sum(unscored[EPOCH + 1 : 2 * EPOCH]) > 0 and sum(unscored[2 * EPOCH + 1 :]) == 0
 
 
 def test_age_and_share_without_a_score_are_logged():

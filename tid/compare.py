@@ -33,6 +33,7 @@ class CompareConfig(BaseModel):
     at: Views
     confidence: Annotated[float, Field(gt=0, lt=1)]
     correction: Literal["bh", "by"]
+    controls: Literal["exact", "tuned"]
     allow: Facts
     output: config.Folder | None
 
@@ -75,8 +76,9 @@ def compare(settings: CompareConfig) -> str:
     from tid.logs import write_csv, write_text
 
     runs = folders.read_all(settings.runs)
+    views = list(dict.fromkeys(settings.at))
     question = report.Question(
-        settings.metric, list(dict.fromkeys(settings.at)), settings.confidence, settings.correction, settings.allow
+        settings.metric, views, settings.confidence, settings.correction, settings.allow, settings.controls
     )
     found = report.build(runs, question)
     homes = list(dict.fromkeys(run.folder.parent for run in runs))
@@ -102,7 +104,7 @@ def command_of(settings: CompareConfig) -> str:
     """The command that makes this comparison again."""
     lists = {"at": settings.at, "allow": settings.allow}
     words = [f"metric={settings.metric}", *(f"{key}=[{','.join(value)}]" for key, value in lists.items() if value)]
-    words += [f"confidence={settings.confidence:g}", f"correction={settings.correction}"]
+    words += [f"{key}={getattr(settings, key)}" for key in ("confidence", "correction", "controls")]
     return f"python -m tid.compare {shlex.join([*settings.runs, *words])}"
 
 

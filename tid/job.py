@@ -32,7 +32,6 @@ from tid.records import ANEW, is_done, record_failure, record_from_thread, say_d
 from tid.revision import continued, in_words, is_mixed
 from tid.same_text import refuse_other_text, text_of
 from tid.schedules import NoDrop
-from tid.score_cache import first_epoch
 from tid.scorers import NoScorer
 from tid.selectors import Lowest
 from tid.step import TrainStep
@@ -283,8 +282,8 @@ def introduce(run: Run) -> None:
     )
     parts = (dropout.scorer, dropout.selector, step.mode, dropout.schedule)
     dropping = "nothing" if is_baseline(run.config) else ", ".join(map(str, parts))
-    if step.cache and (said := first_epoch(step.batches.num_sequences, run.samples_per_step, step.host_bands)):
-        run.log.say(said)
+    for remark in step.cache.remarks(run.samples_per_step, step.host_bands) if step.cache else ():
+        run.log.say(remark)
     if step.updating.by_hand:
         run.log.say(f"kernels by hand: {', '.join(step.updating.by_hand)}")
     if step.fast and not step.updating.capturable:

@@ -8,7 +8,7 @@ from pathlib import Path
 from tid.checkpoint import CheckpointError, Writer, load_newest
 from tid.data import Corpus
 from tid.logs import RunLog, read_status, say, write_csv, write_status
-from tid.loop import Preempted, Run
+from tid.loop import NonFiniteLoss, Preempted, Run
 from tid.pruning import prunes_nothing
 from tid.revision import in_words, is_other, present
 from tid.same_text import refuse_other_text
@@ -40,10 +40,12 @@ def say_done(folder: Path, corpus: Corpus, config: dict) -> None:
 
 
 def record_failure(folder: Path, error: BaseException) -> None:
-    """status.json after anything but success."""
+    """status.json after anything but success. That a loss diverged is noted: its own settings did it, so that the seeds
+    that are left are no fair sample."""
     stopped = isinstance(error, Preempted | KeyboardInterrupt | SystemExit)
     reason = str(error) or type(error).__name__
-    write_status(folder, "preempted" if stopped else "failed", reason=reason)
+    state, diverged = "preempted" if stopped else "failed", isinstance(error, NonFiniteLoss)
+    write_status(folder, state, reason=reason, diverged=diverged)
 
 
 def record_from_thread(folder: Path, log: RunLog, writer: Writer, error: Exception) -> None:

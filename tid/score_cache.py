@@ -7,7 +7,8 @@ on the device until the sequence comes up again:
   whole by a selector that drops no exact count).
 - A pass with dropped tokens tells nothing of how important these would have been, so they keep their older score,
   unless the score is about the token's own prediction (of=predicted) or the pass saw all tokens (loss_mask, mask_aux).
-- A token that never took part has no score yet, and counts as more important than all others of its sequence.
+  Where the others' scores rise meanwhile, the same tokens go again and again.
+- A token that never took part has no score yet, and counts as the one of its sequence that the selector drops last.
 
 It takes 8 bytes for each token of each sequence, on the device and in every checkpoint.
 """
@@ -59,15 +60,23 @@ class ScoreCache:
         self.scores = torch.full(size, torch.nan, device=device)
         self.taken = torch.zeros(size, dtype=torch.int32, device=device)
 
+    @property
+    def renews_dropped(self) -> bool:
+        """Does a pass tell the scores of the tokens that were dropped from it, too?"""
+        return self.mode.sees_all or self.dropout.scorer.about_prediction
+
     @torch.no_grad()
     def recall(self, tokens: Tensor, samples: Tensor, step: Tensor) -> Recalled:
         """What is known of tokens (B, T) of samples (B,) at step ()."""
         sequences, droppable = self.batches.sequences_of(samples), self.dropout.droppable(tokens)
         found = self.scores.index_select(0, sequences)
         known = ~found.isnan()
-        highest = found.masked_fill(~known, -torch.inf).amax(dim=1, keepdim=True)
         unseen = ~known.any(dim=1, keepdim=True)
-        scores = torch.where(known, found, torch.where(unseen, torch.nan, highest + 1))
+        if self.dropout.selector.keeps_highest:
+            safe = found.masked_fill(~known, -torch.inf).amax(dim=1, keepdim=True)
+        else:
+            safe = found.masked_fill(~known, torch.inf).amin(dim=1, keepdim=True)
+        scores = torch.where(known, found, torch.where(unseen, torch.nan, safe))
         ages = step - self.taken.index_select(0, sequences)
         return Recalled(
             scores,
@@ -82,7 +91,7 @@ class ScoreCache:
         that is not finite is not kept."""
         sequences = self.batches.sequences_of(samples)
         fresh = scores.isfinite()
-        if not (keep is None or self.mode.sees_all or self.dropout.scorer.about_prediction):
+        if keep is not None and not self.renews_dropped:
             fresh = fresh & keep
         # Where an epoch ends within a batch, a sequence may be there twice. Rows that are written to the same place
         # must be equal: each takes the last copy that is fresh, (B, 1, T) of the (B, B) pairs.
@@ -93,6 +102,16 @@ class ScoreCache:
         kept, taken = (table.index_select(0, sequences) for table in (self.scores, self.taken))
         self.scores.index_copy_(0, sequences, torch.where(any_, scores.gather(0, rows), kept))
         self.taken.index_copy_(0, sequences, torch.where(any_, step.int(), taken))
+
+    def remarks(self, samples_per_step: int, bands: np.ndarray) -> list[str]:
+        """What is to be said of a run that goes by these scores; bands (total_steps, 2): its drop rates."""
+        said = [first_epoch(self.batches.num_sequences, samples_per_step, bands)]
+        if not self.renews_dropped:
+            said.append(
+                "a dropped token keeps the score of the last pass that saw it, and may go by it again and again: "
+                "score_age_steps tells"
+            )
+        return list(filter(None, said))
 
     def state_dict(self) -> dict[str, Tensor]:
         return {"scores": self.scores, "taken": self.taken}

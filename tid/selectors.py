@@ -9,8 +9,8 @@ A selector is a component: ``selector(scores, droppable, rate, noise, state) -> 
     state      what the selector remembers between steps, tensors changed in place; made by `initial_state`
     keep       (B, T) bool, False = dropped
 
-`exact` says whether exactly round(rate · droppable) tokens of each row go. No shape depends on the rate, so one
-compiled step serves the whole schedule.
+`exact` says whether exactly round(rate · droppable) tokens of each row go, `keeps_highest` at which end of the scores a
+token is safe. No shape depends on the rate, so one compiled step serves the whole schedule.
 """
 
 from typing import Annotated, ClassVar
@@ -57,6 +57,7 @@ class Selector:
     """Selectors without memory."""
 
     exact: ClassVar = True
+    keeps_highest: ClassVar = True
 
     def initial_state(self) -> dict[str, Tensor]:
         return {}
@@ -73,6 +74,8 @@ class Lowest(Selector):
 @component
 class Highest(Selector):
     """Drop the most important tokens: the inverse control. A score that matters must lose here."""
+
+    keeps_highest: ClassVar = False
 
     def __call__(self, scores: Tensor, droppable: Tensor, rate: Tensor, noise: Tensor, state: dict) -> Tensor:
         return drop_first(-scores, droppable, rate, noise)

@@ -72,7 +72,7 @@ class TrainStep:
         self.cache = ScoreCache(dropout, mode, batches) if caches else None
         self.shares_pass = not self.cache and mode.sees_all and dropout.scorer.needs in ("logits", "attention")
         self.score_watch = Stopwatch(device)
-        self.train_flops = self.score_flops = 0.0
+        self.train_flops = self.score_flops = self.capture_seconds = 0.0
         self.fast, self.graphs, self.pool = fast, {}, None
         self.on_capture: Callable[[float], None] = lambda seconds: None  # told how long each graph took
         if fast:
@@ -169,7 +169,9 @@ class TrainStep:
             captured = self.update if self.updating.capturable else self.sums_and_gradients
             self.graphs[key] = Graph(lambda: captured(*key), self.pool)
             self.updating.forget()
-            self.on_capture(time.perf_counter() - started)
+            seconds = time.perf_counter() - started
+            self.capture_seconds += seconds
+            self.on_capture(seconds)
         return self.graphs[key]
 
     def release(self) -> None:

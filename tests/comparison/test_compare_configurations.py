@@ -5,6 +5,7 @@ import synthetic
 
 from tid.comparison import agreement
 from tid.comparison.configurations import group, once
+from tid.comparison.folders import read_all
 from tid.comparison.runs import read
 from tid.config import ConfigError
 
@@ -55,6 +56,20 @@ def test_controls_differ_in_nothing_else(tmp_path):
     assert found[4].no_drop is found[5]
     assert found[7].random is None and found[7].no_drop is found[6]  # nothing is dropped: protection is no setting
     assert found[5].no_drop is None
+
+
+def test_tuned_controls_are_the_best_of_their_kind_on_the_even_documents(tmp_path):
+    losses = {("none", 0.1): 4.1, ("none", 0.2): 4.0, ("random", 0.1): 4.2, ("random", 0.2): 4.3, ("entropy", 0.3): 3.9}
+    for (scorer, lr), loss in losses.items():
+        run = synthetic.settings(scorer=scorer, optim__lr=lr, drop_schedule="none" if scorer == "none" else "constant")
+        synthetic.write_run(tmp_path, run, loss=loss)
+    runs = read_all([str(tmp_path)])
+    assert all(c.no_drop is c.random is None for c in group(runs) if c.settings["optim"]["lr"] == 0.3)
+    found = {c.label: c for c in group(runs, "tuned")}
+    ours = found["entropy · lr=0.3"]
+    assert ours.no_drop is found["no drop · lr=0.2"] and ours.random is found["random · lr=0.1"]
+    assert found["random · lr=0.2"].no_drop is found["no drop · lr=0.2"] and found["random · lr=0.2"].random is None
+    assert found["no drop · lr=0.1"].no_drop is None
 
 
 def test_random_with_an_equivalent_selector_serves_unless_the_same_is_there(tmp_path):

@@ -1,6 +1,7 @@
 """The whole comparison as data: what is averaged, tested, withheld and named."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -127,6 +128,20 @@ def test_without_a_common_seed_nothing_is_compared(tmp_path):
     assert d.method == "none" and "no seed in common" in d.why
 
 
+def test_tuned_controls_are_compared_with_and_named(tmp_path):
+    for scorer, lr, losses in [("none", 0.1, (4.0, 4.1)), ("none", 0.2, (3.9, 4.2)), ("entropy", 0.3, (3.8, 3.95))]:
+        for seed, loss in enumerate(losses):
+            drop = "none" if scorer == "none" else "constant"
+            run = synthetic.settings(scorer=scorer, drop_schedule=drop, seed=seed, optim__lr=lr)
+            synthetic.write_run(tmp_path, run, loss=loss)
+    runs, question = read_all([str(tmp_path)]), Question("loss", ["final"], 0.95, "bh", [])
+    assert rows(report.build(runs, question))["entropy · lr=0.3"].differences["final", "no_drop"].method == "none"
+    found = report.build(runs, replace(question, controls="tuned"))
+    d = rows(found)["entropy · lr=0.3"].differences["final", "no_drop"]
+    assert d.estimate == pytest.approx((3.8 - 4.0 + 3.95 - 4.1) / 2) and d.seeds == (0, 1)
+    assert any("Controls are tuned" in note and "no drop: no drop · lr=0.1" in note for note in words.notes(found))
+
+
 def test_pruned_runs_are_censored(three):
     folder, _ = three
     write(folder, 3, 5.0, state="pruned", reason="loses", until=60)
@@ -140,10 +155,23 @@ def test_pruned_runs_are_censored(three):
     assert (cell.label, cell.seed) == ("entropy", 3) and "censored" in cell.detail and "step 60 of 200" in cell.detail
 
 
+def test_diverged_runs_are_censored_and_other_failures_are_not(three):
+    folder, _ = three
+    write(folder, 3, 5.0, state="failed", reason="out of memory", until=60)
+    assert rows(ask(folder))["entropy"].differences["final", "no_drop"].method != "none"
+    write(folder, 4, 5.0, state="failed", reason="loss nan", until=60, status={"diverged": True})
+    found = ask(folder)
+    entropy = rows(found)["entropy"]
+    assert all(d.method == "none" and "diverged" in d.why for d in entropy.differences.values())
+    assert found.rows[-1] is entropy
+    details = {cell.seed: cell.detail for cell in found.absent if cell.label == "entropy"}
+    assert "censored: it diverged" in details[4] and "censored" not in details[3]
+
+
 def test_a_pruned_control_compares_with_nothing(three):
     write(three[0], 3, 5.0, scorer="random", state="pruned", until=60)
     d = rows(ask(three[0]))["entropy"].differences
-    assert "the control's pruned runs" in d["final", "random"].why
+    assert "the control's pruned or diverged runs" in d["final", "random"].why
     assert d["final", "no_drop"].method == "seeds"
 
 

@@ -1,12 +1,13 @@
 """Group runs into configurations (all settings but the seed), find their controls, and name them briefly.
 
 The control of a configuration is the one that equals it in everything but what is tested: nothing dropped, or
-random scores in place of its scorer's.
+random scores in place of its scorer's. Or it is the best of its kind, whatever else differs: tuned against tuned.
 """
 
 import hashlib
 import json
 import re
+import statistics
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,8 +51,8 @@ class Configuration:
 
     @property
     def is_censored(self) -> bool:
-        """Were runs of it pruned? Those that are left were selected, so their mean flatters it."""
-        return any(run.state == "pruned" for run in self.others.values())
+        """Were runs of it pruned, or did they diverge? Those that are left are a selection: their mean flatters it."""
+        return any(run.is_censored for run in self.others.values())
 
     @property
     def is_planned(self) -> bool:
@@ -84,9 +85,9 @@ def once(runs: list[RunRecord]) -> tuple[list[RunRecord], list[tuple[RunRecord, 
     return [run for run in runs if run not in left_out], repeats
 
 
-def group(runs: list[RunRecord]) -> list[Configuration]:
+def group(runs: list[RunRecord], controls: str = "exact") -> list[Configuration]:
     """Configurations with their labels and controls, in the order of their first runs. Runs whose configuration
-    could not be read belong to none."""
+    could not be read belong to none. controls: exact | tuned."""
     found: dict[str, Configuration] = {}
     by_settings: dict[str, list[Configuration]] = defaultdict(list)
     for run in sorted(filter(lambda run: run.config, runs), key=lambda run: not run.summary):
@@ -104,8 +105,11 @@ def group(runs: list[RunRecord]) -> list[Configuration]:
     for configuration in configurations:
         identity = json.dumps([configuration.settings, configuration.stratum])
         configuration.key = hashlib.sha256(identity.encode()).hexdigest()[:8]
-        configuration.no_drop = _no_drop(configuration, configurations)
-        configuration.random = _random(configuration, configurations)
+    find_no_drop, find_random = (_no_drop, _random) if controls == "exact" else (_best_no_drop, _best_random)
+    for configuration in configurations:
+        alike = [c for c in configurations if c.stratum == configuration.stratum and c is not configuration]
+        configuration.no_drop = find_no_drop(configuration, alike)
+        configuration.random = find_random(configuration, alike)
     _name(configurations)
     return configurations
 
@@ -115,7 +119,7 @@ def group(runs: list[RunRecord]) -> list[Configuration]:
 
 def _no_drop(of: Configuration, among: list[Configuration]) -> Configuration | None:
     wanted = of.settings | dict.fromkeys(DROPPING)
-    return next((c for c in among if c.settings == wanted and c.stratum == of.stratum and c is not of), None)
+    return next((c for c in among if c.settings == wanted), None)
 
 
 def _random(of: Configuration, among: list[Configuration]) -> Configuration | None:
@@ -123,12 +127,27 @@ def _random(of: Configuration, among: list[Configuration]) -> Configuration | No
     if of.is_baseline or of.is_random:
         return None
     wanted = of.settings | {"scorer": {"_target_": RANDOM}}
-    near = [c for c in among if c.is_random and c.stratum == of.stratum]
+    near = [c for c in among if c.is_random]
     exact = [c for c in near if c.settings == wanted]
     if exact or of.settings["selector"]["_target_"] not in EXCHANGEABLE:
         return exact[0] if exact else None
     alike = [c for c in near if c.settings | {"selector": None} == wanted | {"selector": None}]
     return next((c for c in alike if c.settings["selector"]["_target_"] in EXCHANGEABLE), None)
+
+
+def _best_no_drop(of: Configuration, among: list[Configuration]) -> Configuration | None:
+    return None if of.is_baseline else _best([c for c in among if c.is_baseline])
+
+
+def _best_random(of: Configuration, among: list[Configuration]) -> Configuration | None:
+    return None if of.is_baseline or of.is_random else _best([c for c in among if c.is_random])
+
+
+def _best(among: list[Configuration]) -> Configuration | None:
+    """The lowest mean on the even documents: the odd ones are for reporting."""
+    fair = [c for c in among if c.runs and not c.is_censored]
+    losses = {c.key: [run.summary["best"]["val_select_loss"] for run in c.runs.values()] for c in fair}
+    return min(fair, key=lambda c: statistics.fmean(losses[c.key]), default=None)
 
 
 # -------------------------------------------------------------------------------------------------- labels

@@ -24,8 +24,8 @@ class Limit(NamedTuple):
 Budgets = dict[tuple, dict[str, Limit]]
 
 NO_CONTROL = {
-    "no_drop": "no finished run with drop_schedule=none and else the same settings",
-    "random": "no finished run with scorer=random and else the same settings",
+    "no_drop": "no finished run with drop_schedule=none and else the same settings (controls=tuned takes the best)",
+    "random": "no finished run with scorer=random and else the same settings (controls=tuned takes the best)",
 }
 
 
@@ -82,14 +82,14 @@ def differences(
 def _refusal(ours: Configuration, theirs: Configuration | None, control: str) -> str:
     """Why there is no difference; empty when there is one."""
     if ours.is_baseline or (ours.is_random and control == "random"):
-        return "it is the control"
+        return "it is a control"
     if not ours.runs:
         return "no run of it has finished"
     if theirs is None or not theirs.runs:
         return NO_CONTROL[control]
     for side, who in ((ours, "its"), (theirs, "the control's")):
         if side.is_censored:
-            return f"{who} pruned runs are censored, so those that finished are a selection"
+            return f"{who} pruned or diverged runs are censored, so those that finished are a selection"
     return "" if ours.runs.keys() & theirs.runs.keys() else "no seed in common with the control"
 
 

@@ -1,6 +1,6 @@
 """The comparison as data: rows, what is not in them, and what must be said. Tables, plots and page only show it."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,13 +18,15 @@ MOMENTS = ("final", "best", "report")
 
 @dataclass(frozen=True)
 class Question:
-    """What the user asked for. at: the views; the first orders the rows and is what the plots show."""
+    """What the user asked for. at: the views; the first orders the rows and is what the plots show. controls: exact |
+    tuned, see tid.comparison.configurations."""
 
     metric: str
     at: list[str]
     confidence: float
     correction: str
     allow: list[str]
+    controls: str = "exact"
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class Absent:
 
 @dataclass(frozen=True)
 class Report:
-    """rows: lowest mean first, then those with pruned runs, then those without a done run. mixed: differences between
+    """rows: lowest mean first, then those with censored runs, then those without a done run. mixed: differences between
     runs that were allowed."""
 
     question: Question
@@ -93,9 +95,9 @@ def build(runs: list[RunRecord], question: Question) -> Report:
     said = _repeated(repeats)
     if "device" in mixed and "seconds" in question.at:
         views = [view for view in question.at if view != "seconds"] or ["final"]
-        question = Question(question.metric, views, question.confidence, question.correction, question.allow)
+        question = replace(question, at=views)
         said.append("no comparison at equal wall-clock: the runs were made on different devices")
-    groups = configurations.group(runs)
+    groups = configurations.group(runs, question.controls)
     limits = budgets(groups)
     found = differences(groups, question.at, question.metric, limits, question.confidence, question.correction)
     rows = [_row(c, groups, question, limits, found) for c in groups]
@@ -167,10 +169,10 @@ def _absent(groups: list[Configuration], runs: list[RunRecord], unit: str) -> li
 
 
 def _unfinished(label: str, seed: int | None, run: RunRecord, unit: str) -> Absent:
-    if run.state == "pruned":
-        meaning = "censored: it was losing when it was stopped, so it is in no mean"
-    else:
-        meaning = ""
+    meaning = ""
+    if run.is_censored:
+        how = "it diverged" if run.diverged else "it was losing when it was stopped"
+        meaning = f"censored: {how}, so it is in no mean"
     where = f"step {run.step:,} of {run.total_steps:,}" if run.total_steps else ""
     detail = "; ".join(text for text in (run.reason, where, run.last(unit), meaning) if text)
     return Absent(label, seed, run.state, detail, run.folder)

@@ -32,11 +32,11 @@ class RunRecord:
 
     state: done, running, failed, preempted or pruned as the run said; killed (it said running, and its process is
     gone); missing (its sweep planned it, and it never started); unreadable. reason: why, one line. planned: is it in
-    the plan of a sweep, which names every cell? summary: summary.json, {} unless done. evaluations: arrays (E,) step,
-    tokens, seconds, flops (scoring included), loss, bpc, bpb of the evaluations so far, select_loss on the even
-    documents and report_loss, report_bpc, report_bpb on the odd. drops: arrays step, middle (of the steps since the row
-    before, over which rates are means), scheduled, realised. documents:
-    (D, 5) float64 of a done run: tokens, characters, bytes, final and best nats of each document.
+    the plan of a sweep, which names every cell? diverged: did it fail because its loss was no number any more?
+    summary: summary.json, {} unless done. evaluations: arrays (E,) step, tokens, seconds, flops (scoring included),
+    loss, bpc, bpb of the evaluations so far, select_loss on the even documents and report_loss, report_bpc, report_bpb
+    on the odd. drops: arrays step, middle (of the steps since the row before, over which rates are means), scheduled,
+    realised. documents: (D, 5) float64 of a done run: tokens, characters, bytes, final and best nats of each document.
     """
 
     folder: Path
@@ -46,10 +46,16 @@ class RunRecord:
     step: int = 0
     total_steps: int = 0
     planned: bool = False
+    diverged: bool = False
     summary: dict = field(default_factory=dict)
     evaluations: dict[str, np.ndarray] = field(default_factory=dict)
     drops: dict[str, np.ndarray] = field(default_factory=dict)
     documents: np.ndarray = field(default_factory=lambda: np.zeros((0, len(DOCUMENT_COLUMNS) - 1)))
+
+    @property
+    def is_censored(self) -> bool:
+        """Is it missing because of how it did? Then those that are left of its configuration are a selection."""
+        return self.state == "pruned" or self.diverged
 
     @cached_property
     def hash(self) -> str:
@@ -71,7 +77,7 @@ def read(folder: Path, frozen: dict | None = None) -> RunRecord:
     status = read_status(folder) or {}
     state, reason = _state(status)
     facts: dict[str, Any] = {"step": status.get("step") or 0, "total_steps": status.get("total_steps") or 0}
-    facts["planned"] = frozen is not None
+    facts |= {"planned": frozen is not None, "diverged": state == "failed" and bool(status.get("diverged"))}
     try:
         facts |= read_metrics(folder)
         if edited := config_file.edits(folder, frozen):

@@ -1,6 +1,7 @@
 """What the comparison says in sentences: the answer, and how its numbers are to be read."""
 
 from tid.comparison.agreement import APART, code, fact
+from tid.comparison.configurations import Configuration
 from tid.comparison.differences import CONTROLS, Limit
 from tid.comparison.report import Report, Row
 from tid.comparison.statistics import RESAMPLES, Difference, Spread
@@ -16,7 +17,7 @@ CORRECTION = {"bh": "Benjamini-Hochberg", "by": "Benjamini-Yekutieli"}
 
 
 def name(row: Row) -> str:
-    """A row's label, marked ‡ when runs of it were pruned."""
+    """A row's label, marked ‡ when runs of it were pruned or diverged."""
     return row.configuration.label + (" ‡" if row.configuration.is_censored else "")
 
 
@@ -60,7 +61,7 @@ def answer(report: Report) -> list[str]:
     """The result in the primary view, in a few sentences."""
     rows = [row for row in report.rows if row.views[report.primary].n and not row.configuration.is_censored]
     if not rows:
-        return ["Every configuration with a finished run also has pruned ones: there is no fair mean to rank."]
+        return ["Every configuration with a finished run has pruned or diverged ones, too: no mean is fair to rank."]
     first, unit = rows[0], report.question.metric
     figure = f"{mean_sd(first.views[report.primary])} {unit}, n={first.views[report.primary].n}"
     said = [f"Lowest validation {unit} ({VIEW[report.primary]}): {first.configuration.label} ({figure})."]
@@ -126,18 +127,40 @@ def notes(report: Report) -> list[str]:
         said.append(
             f"†: one seed. {level(report)} interval of a paired bootstrap over validation documents "
             f"(scipy.stats.bootstrap, BCa, {RESAMPLES:,} resamples). It says how sure the difference between these two "
-            "trained models is, and nothing about another seed: weaker evidence, so it has no p-value. Run more seeds."
+            "trained models is, and nothing about another seed: weaker evidence, so it has no p-value; and it takes "
+            "documents as independent, which paragraphs of one speech are not. Run more seeds."
         )
     if report.question.at != ["final"] and report.question.at != ["best"]:
         said += _budgets(report)
-    if any(_selector_differs(row) for row in report.rows):
+    if question.controls == "tuned":
+        said += _tuned(report)
+    elif any(_selector_differs(row) for row in report.rows):
         said.append(
             "Where no random run has the same selector, one with another that drops as many tokens serves: given "
             "random scores lowest, highest and sampled choose alike."
         )
     if any(row.configuration.is_censored for row in report.rows):
-        said.append("‡: runs of it were pruned. They are in no mean, and what is left of it is tested against nothing.")
+        said.append(
+            "‡: runs of it were pruned, or diverged. They are in no mean, and what is left is tested against nothing."
+        )
     return said + _mixed(report) + report.said
+
+
+def _tuned(report: Report) -> list[str]:
+    """Which configurations everything else is held against."""
+    chosen = {
+        CONTROL[control]: {c.key: f"{c.label} (id {c.key})" for row in report.rows if (c := _control(row, control))}
+        for control in CONTROLS
+    }
+    named = [f"{control}: {', '.join(found.values())}" for control, found in chosen.items() if found]
+    return [
+        f"Controls are tuned: of each kind the one with the lowest mean on the even documents ({'; '.join(named)}), "
+        "whatever else differs. That is fair only if the controls were searched as widely as what is held against them."
+    ]
+
+
+def _control(row: Row, control: str) -> Configuration | None:
+    return getattr(row.configuration, control)
 
 
 def _selector_differs(row: Row) -> bool:
