@@ -1,12 +1,11 @@
-"""The fast path against its references: twins and flat AdamW anywhere, captured steps on a GPU (make test-gpu)."""
+"""The fast path against its references: twins and flat updates. Captured steps: test_capture.py."""
 
-import copy
 import io
 import math
 
 import pytest
 import torch
-from tiny import CONTEXT, build, tiny_model, tiny_step, variants, weights, window
+from tiny import CONTEXT, build, tiny_model, window
 from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -19,8 +18,7 @@ from tid.products import add_rows_
 from tid.twin import Twin, matrices_of, twin_shapes
 from tid.update import Update
 
-gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
-CUDA, CPU = torch.device("cuda"), torch.device("cpu")
+CPU = torch.device("cpu")
 
 
 def twin_of(model, dtype=torch.float32, sink=None) -> Twin:
@@ -203,125 +201,3 @@ def test_a_broken_loss_leaves_flat_weights_moments_and_copies_alone(optim):
     flat.settle()
     assert flat.bad_step == 7 and flat.count == 1
     assert all(torch.equal(a, b) for a, b in zip(before, tensors, strict=True))
-
-
-# ------------------------------------------------------------------------------------------ on a GPU
-
-
-@pytest.fixture(autouse=True)
-def compile_anew():
-    """Every test compiles models of its own."""
-    torch._dynamo.reset()
-
-
-def losses(steps: int = 12, **settings) -> tuple[list[float], dict]:
-    step = tiny_step(device=CUDA, **({"total_steps": 12, "window": 12} | settings))
-    for number in range(steps):
-        step(number)
-    assert int(step.bad_step) == -1
-    return step.metrics[:steps].cpu().tolist(), weights(step)
-
-
-SCORERS = [pytest.param(option, id=option) for option, changes in variants("scorer") if not changes]
-MODES = [pytest.param(option, id=option) for option, changes in variants("drop_mode") if not changes]
-
-
-def assert_alike(one, other, rtol=2e-3) -> None:
-    torch.testing.assert_close(torch.tensor(one)[:, 0], torch.tensor(other)[:, 0], rtol=rtol, atol=rtol)
-    assert torch.equal(torch.tensor(one)[:, 2:], torch.tensor(other)[:, 2:])  # counts: dropped, droppable, bad rows
-
-
-@gpu
-@pytest.mark.gpu
-@pytest.mark.parametrize("scorer", SCORERS)
-def test_captured_scorers_train_as_eager_ones(scorer):
-    settings = {"scorer": scorer, "schedule": 0.3}
-    assert_alike(losses(**settings, fast=True)[0], losses(**settings)[0])
-
-
-@gpu
-@pytest.mark.gpu
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("schedule", ["linear_decay", "uniform"])
-def test_captured_modes_train_as_eager_ones(mode, schedule):
-    settings = {"scorer": "random", "mode": mode, "schedule": schedule}
-    assert_alike(losses(**settings, fast=True)[0], losses(**settings)[0])
-
-
-@gpu
-@pytest.mark.gpu
-@pytest.mark.parametrize("mode", ["loss_mask", "mask_aux"])
-@pytest.mark.parametrize("scorer", ["entropy", "attention_mass"])
-def test_captured_scores_of_the_training_pass_are_eager_ones(scorer, mode):
-    settings = {"scorer": scorer, "mode": mode, "schedule": 0.3}
-    assert_alike(losses(**settings, fast=True)[0], losses(**settings)[0])
-
-
-@gpu
-@pytest.mark.gpu
-@pytest.mark.parametrize("selector", ["lowest", "highest", "sampled", "threshold"])
-def test_captured_selectors_train_as_eager_ones(selector):
-    settings = {"scorer": "unigram", "selector": selector, "schedule": 0.3}
-    assert_alike(losses(**settings, fast=True)[0], losses(**settings)[0])
-
-
-@gpu
-@pytest.mark.gpu
-@pytest.mark.parametrize("optim", ["adamw", "muon"])
-def test_captured_micro_batches_train_as_eager_ones(optim):
-    settings = {"optim": optim, "scorer": "entropy", "schedule": 0.3, "mode": "mask_token", "accumulate_steps": 3}
-    assert_alike(losses(**settings, fast=True)[0], losses(**settings)[0], rtol=2e-2)
-
-
-@gpu
-@pytest.mark.gpu
-def test_captured_rate_0_is_the_captured_baseline_to_the_bit():
-    plain, dropping = losses(scorer="none", fast=True), losses(scorer="entropy", schedule=0.0, fast=True)
-    assert plain[0] == dropping[0]
-    assert all(torch.equal(plain[1][name], weight) for name, weight in dropping[1].items())
-
-
-@gpu
-@pytest.mark.gpu
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_captured_16_bit_steps_follow_eager_ones(precision):
-    settings = {"scorer": "random", "schedule": 0.3, "precision": precision}
-    assert_alike(losses(**settings, fast=True)[0], losses(**settings)[0], rtol=3e-2)
-
-
-@gpu
-@pytest.mark.gpu
-@pytest.mark.parametrize("optim", ["muon", "adamw_8bit", "adamw_4bit"])
-def test_captured_gradients_serve_other_optimizers(optim):
-    settings = {"optim": optim, "scorer": "random", "schedule": 0.3}
-    assert_alike(losses(**settings, fast=True)[0], losses(**settings)[0])
-
-
-@gpu
-@pytest.mark.gpu
-@pytest.mark.parametrize("mode", ["zero", "skip", "hide", "mask_aux"])
-@pytest.mark.parametrize("scorer", ["random", "attention_mass", "grad_norm"])
-def test_steps_by_hand_follow_those_of_compiled_pieces(scorer, mode):
-    def found(kernels: str) -> list:
-        model = tiny_model(hidden_size=64, num_heads=2, intermediate_size=96)
-        how = {"scorer": scorer, "mode": mode, "schedule": 0.3, "precision": "bf16", "kernels": kernels}
-        return losses(model=model, **how, fast=True)[0]
-
-    compiled, by_hand = found("none"), found("all")
-    assert_alike(by_hand, compiled, rtol=1e-1 if scorer == "grad_norm" else 3e-2)  # ranks change with a rounding
-    assert by_hand != compiled  # they were at work
-    assert by_hand == found("all")
-
-
-@gpu
-@pytest.mark.gpu
-def test_capture_resumes_and_interchanges_with_eager():
-    whole = losses(fast=True, scorer="random", schedule=0.3)
-    first = tiny_step(device=CUDA, fast=True, scorer="random", schedule=0.3, total_steps=12, window=12)
-    for number in range(5):
-        first(number)
-    second = tiny_step(device=CUDA, fast=True, scorer="random", schedule=0.3, total_steps=12, window=12)
-    second.load_state_dict(copy.deepcopy(first.state_dict()))
-    for number in range(5, 12):
-        second(number)
-    assert second.metrics[:12].cpu().tolist() == whole[0]

@@ -138,6 +138,17 @@ def weights(step: TrainStep) -> dict[str, Tensor]:
     return {name: p.detach().clone() for name, p in step.model.named_parameters()}
 
 
+def optimizer_values(step: TrainStep) -> dict[str, Tensor]:
+    """A copy of the optimizers' state, learning rates apart."""
+    return {
+        f"{o}.{p}.{name}": value.clone()
+        for o, optimizer in enumerate(step.updating.optimizers)
+        for p, state in optimizer.state_dict()["state"].items()
+        for name, value in state.items()
+        if name != "lr"
+    }
+
+
 def assert_same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
     """Bit-identical tensors under the same names."""
     assert one.keys() == other.keys()
