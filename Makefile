@@ -9,7 +9,7 @@ BIN := .venv/bin
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo train test test-slow test-gpu test-cluster lint clean
+.PHONY: help setup demo train test test-slow test-gpu test-cluster bench-gpu lint clean
 
 help:  ## list these commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 16
@@ -30,6 +30,18 @@ test-slow: .venv/installed  ## run the tests that take more than ten seconds eac
 
 test-gpu: .venv/installed  ## run the tests that need a CUDA GPU
 	$(BIN)/python -m pytest -m gpu $(ARGS)
+
+# Each command is of use by itself, and leaves its tables in outputs/bench/ as JSON as they come.
+bench-gpu: .venv/installed  ## measure all that README says of speed and memory, on one GPU (20 minutes)
+	$(BIN)/python -m tid.bench measure=steps scorer=none,random,entropy,surprisal,attention_mass,grad_norm \
+		scorer.source=fresh,cached $(ARGS)
+	$(BIN)/python -m tid.bench measure=steps scorer=none,random drop_mode=zero,skip drop_schedule.rate=0.5 \
+		batch_size=128 peers=gpt2 $(ARGS)
+	$(BIN)/python -m tid.bench measure=steps scorer=none batch_size=8,128 peers=[] \
+		kernels=auto,none,all,cross_entropy_once,row_gradient $(ARGS)
+	$(BIN)/python -m tid.bench measure=steps scorer=none optim=adamw,adamw_8bit,adamw_4bit,muon peers=[] $(ARGS)
+	$(BIN)/python -m tid.bench measure=run,start scorer=entropy cold=true $(ARGS)
+	$(BIN)/python -m tid.bench measure=memory scorer=entropy optim=adamw,adamw_8bit,adamw_4bit,muon $(ARGS)
 
 test-cluster: .venv/installed  ## test SLURM and Ray, each started on this machine (10 minutes); as root apt-get installs SLURM
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[slurm,ray]'

@@ -172,9 +172,19 @@ def test_attention_mass_against_explicit_softmax(model, layers):
     expected = torch.empty(4, CONTEXT)
     for key in range(CONTEXT):
         expected[:, key] = weights[..., key:, key].mean(dim=(0, 2, 3))  # layers, heads, queries
-    dropout = tiny_dropout(build("scorer", "attention_mass", layers=layers))
+    dropout = tiny_dropout(build("scorer", "attention_mass", layers=layers, relative_to="queries"))
     scores = dropout.scores(model, tokens, targets, SAMPLES)
     torch.testing.assert_close(scores, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_attention_to_all_alike_gives_every_token_the_same_mass():
+    uniform = torch.ones(CONTEXT, CONTEXT).tril() / torch.arange(1, CONTEXT + 1)[:, None]
+    twice = uniform.clone()
+    twice[5:, 3] *= 2
+    mass = torch.stack((uniform.sum(dim=0), twice.sum(dim=0)))[None]
+    scores = build("scorer", "attention_mass")(evidence(attention=mass))
+    torch.testing.assert_close(scores[0], torch.ones(CONTEXT))
+    assert scores[1].argmax() == 3 and scores[1, 3] < 2
 
 
 def test_embedding_norm(model):

@@ -140,17 +140,22 @@ class GradXInput(FromPass):
 
 @component
 class AttentionMass(FromPass):
-    """Attention probability that token t receives as a key, averaged over the queries that can see it, and over
-    heads and layers. Raw sums only measure position: T − t queries see key t. `layers: last` looks at the last only."""
+    """Attention probability that token t receives as a key, averaged over heads and layers, as a multiple of what its
+    position gives it. Raw sums only measure position: T − t queries see key t, and early ones see few other keys.
+    `relative_to: uniform` divides by Σ_{q ≥ t} 1 / (q + 1), what attention to all alike would bring it; `queries` by
+    T − t, the mean over the queries, which is still 5 times as high at the first of 128 positions as at the last.
+    `layers: last` looks at the last only."""
 
     layers: Literal["all", "last"]
+    relative_to: Literal["uniform", "queries"]
     needs: ClassVar = "attention"
     uses_labels: ClassVar = True
 
     def __call__(self, e: Evidence) -> Tensor:
         mass = e.attention[-1] if self.layers == "last" else e.attention.mean(dim=0)
-        length = mass.shape[-1]
-        return mass / torch.arange(length, 0, -1, device=mass.device)
+        visible = torch.arange(1, mass.shape[-1] + 1, device=mass.device)  # keys that each query sees
+        received = visible.reciprocal() if self.relative_to == "uniform" else torch.ones_like(visible)
+        return mass / received.flip(0).cumsum(0).flip(0)
 
 
 @component
