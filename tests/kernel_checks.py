@@ -86,7 +86,7 @@ def check_twin(device: torch.device) -> None:
     flat = torch.cat([p.detach().flatten() for p in matrices_of(model)]).to(dtype)
     weights = torch.arange(tokens.numel(), device=device).view_as(tokens) % 3 / tokens.numel()  # rows unlike each other
     x, made = model.embed(tokens), []
-    for by_hand in ((), pieces.BY_HAND):
+    for by_hand in ((), pieces.TIMED, pieces.BY_HAND):
         own = Pieces(by_hand=by_hand)
         gradients = Gradients(twin_shapes(model), dtype, device, own)
         twin = Twin(model, flat, gradients.sink, own)
@@ -96,9 +96,10 @@ def check_twin(device: torch.device) -> None:
         assert torch.equal(nats, unwatched)
         gradients.backward((nats * weights).sum(), last=True)
         made.append((nats, gradients.flat, gradients.norms(), twin.attention_mass(x)))
-    for wanted, found in zip(*made, strict=True):
-        close(found, wanted, low=5e-2)  # in 16 bits either's gradients are that far from float32's
-    close(made[1][0], token_nats(model.logits(model.layers(x)), targets))
+    for mine in made[1:]:
+        for wanted, found in zip(made[0], mine, strict=True):
+            close(found, wanted, low=5e-2)  # in 16 bits either's gradients are that far from float32's
+        close(mine[0], token_nats(model.logits(model.layers(x)), targets))
     visible = torch.ones(4, 1, CONTEXT, CONTEXT, dtype=torch.bool, device=device).tril()
     close(twin.layers(x, visible=visible), model.layers(x), low=5e-2)
 

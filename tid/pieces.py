@@ -201,7 +201,10 @@ def by_hand_for(kernels: str, shape: GPT, context: int, precision: str, device: 
     lacking = {name: wants(name, shape, context, precision, device) for name in wanted}
     if lacking.get(kernels):
         raise ValueError(f"{kernels} by hand wants {lacking[kernels]}")
-    return tuple(name for name in wanted if not lacking[name])
+    had = [name for name in wanted if not lacking[name]]
+    if "cross_entropy_once" in had and "cross_entropy" in had:
+        had.remove("cross_entropy")  # it stands in for it
+    return tuple(had)
 
 
 class Pieces:
@@ -226,8 +229,8 @@ class Pieces:
             self.kernels = kernels
         if "swiglu_gradient" in by_hand:
             self.swiglu_gradient = kernels.swiglu_gradient
-        # what `add_rows_` is to be told of the tokens whose rows it adds to, made beforehand
-        self.places_of, self.add_rows_ = (lambda tokens: tokens), add_rows_
+        # makes beforehand what `add_rows_` is to be told of the tokens whose rows it adds to; None: the tokens themselves
+        self.places_of, self.add_rows_ = None, add_rows_
         if "row_gradient" in by_hand:
             self.places_of, self.add_rows_ = kernels.in_order, kernels.add_rows_
         self.cross_entropy_ = None  # turns logits into their gradient at once
