@@ -229,7 +229,7 @@ class Pieces:
             self.kernels = kernels
         if "swiglu_gradient" in by_hand:
             self.swiglu_gradient = kernels.swiglu_gradient
-        # makes beforehand what `add_rows_` is to be told of the tokens whose rows it adds to; None: the tokens themselves
+        # makes beforehand what `add_rows_` is to be told of the tokens whose rows it adds to; None: the tokens
         self.places_of, self.add_rows_ = None, add_rows_
         if "row_gradient" in by_hand:
             self.places_of, self.add_rows_ = kernels.in_order, kernels.add_rows_
