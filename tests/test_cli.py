@@ -2,6 +2,7 @@
 
 import os
 import resource
+import shlex
 import subprocess
 import sys
 import time
@@ -50,7 +51,12 @@ def train(folder: Path, *arguments: str, **environment: str) -> subprocess.Compl
         ("~scorer", "scorer: missing"),
         ("seed=[1", "seed=[1: cannot be read"),
         ("seed", "seed: settings are written key=value, for instance seed=..."),
+        ("name=x seed", "seed: settings are written key=value, for instance seed=..."),
+        ("seed=3 four", "four: settings are written key=value, for instance four=..."),
         ("grad_norm", "grad_norm: settings are written key=value, for instance scorer=grad_norm"),
+        ("name=x grad_norm", "grad_norm: settings are written key=value, for instance scorer=grad_norm"),
+        ("question=Which one wins seed=1", "one: has no key; if it belongs to the value before it, put quotes around "
+         "all of that: 'question=Which one wins'\n"),
         ("-m --cfg job seed=0,1", "--cfg shows the configuration of one run: leave out -m"),
         ("--seed=3", "--seed=3: no such flag; settings are written without dashes: seed=3"),
         ("--gpus", "--gpus: no such flag; on N GPUs: torchrun --nproc_per_node=N -m tid.train ..."),
@@ -64,7 +70,7 @@ def train(folder: Path, *arguments: str, **environment: str) -> subprocess.Compl
         ("-m seeed=1,2", "seeed: unknown key; did you mean seed?"),
         ("-m seed=0,-1", "seed: wanted a value greater than or equal to 0, got -1"),
         ("-m drop_schedule.rate=0.1,1.5", "drop_schedule.rate: wanted a value less than 1, got 1.5"),
-        ("-m scorer=entropy,random scorer.of=predicted", "scorer.of: unknown key; scorer=random has no keys"),
+        ("-m scorer=random,none scorer.of=predicted", "scorer.of: unknown key; scorer=random has no keys"),
     ],
 )
 def test_wrong_setting_is_refused_before_anything_is_written(tmp_path, arguments, message):
@@ -80,6 +86,26 @@ def test_wrong_setting_is_refused_before_anything_is_written(tmp_path, arguments
 def test_the_key_to_blame_is_not_one_whose_value_is_still_to_be_given(tmp_path):
     done = call(tmp_path, "-m", "tid.sample", "checkpoint=x", "seeed=1")
     assert (done.returncode, done.stderr) == (2, "error: seeed: unknown key; did you mean seed?\n")
+
+
+@pytest.mark.parametrize("command", ["evaluate", "inspect", "sample", "export", "dashboard"])
+def test_a_folder_without_a_key_is_answered_with_the_key(tmp_path, command):
+    (tmp_path / "a run").mkdir()
+    done = call(tmp_path, "-m", f"tid.{command}", "a run", *(["to=x"] if command == "export" else []))
+    key = "sweep" if command == "dashboard" else "checkpoint"
+    wanted = f"error: a run: settings are written key=value, for instance '{key}=a run'\n"
+    assert (done.returncode, done.stderr) == (2, wanted)
+
+
+def test_a_prompt_that_the_shell_took_apart_is_shown_in_quotes(tmp_path):
+    done = call(tmp_path, "-m", "tid.sample", "checkpoint=x", "prompt=It's", "${the}", "people,", "seed=1")
+    quoted = shlex.quote("prompt=It's ${the} people,")
+    assert done.returncode == 2 and done.stderr.endswith(f"put quotes around all of that: {quoted}\n"), done.stderr
+
+
+def test_settings_keep_their_order_whatever_flags_stand_between(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["x", "seed=1", "-m", "word", "--config-name", "train", "seed=2"])
+    assert cli._flags_first("train").overrides == ["seed=1", "word", "seed=2"]
 
 
 def test_full_error_shows_the_traceback_too(tmp_path):

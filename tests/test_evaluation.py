@@ -3,14 +3,18 @@
 import csv
 import json
 import math
+import shutil
 
 import pytest
 import runs
+import torch
 from tiny import build
 
+from tid import evaluation
 from tid.config import ConfigError
 from tid.evaluation import TABLES, evaluate, report
 from tid.export import ExportConfig, export
+from tid.load import load_model
 
 
 @pytest.fixture(scope="module")
@@ -139,3 +143,34 @@ def test_a_folder_from_elsewhere_needs_a_text(run, exported):
             figures(run, exported)
     finally:
         record.write_bytes(kept)
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_anything_is_read(run, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(evaluation, "read", None)  # is not come to
+    with pytest.raises(ConfigError, match=f"{tmp_path}/file/out: cannot be written .*; name a folder: output=..."):
+        figures(run, output=str(tmp_path / "file" / "out"))
+
+
+def test_a_disk_that_is_full_in_the_end_is_told_in_one_message(run, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(evaluation, "write_csv", full)
+    with pytest.raises(ConfigError, match="cannot be written .No space left on device.; name a folder: output="):
+        figures(run, output=str(tmp_path / "out"))
+
+
+def test_of_a_checkpoint_outside_a_runs_folder_the_figures_lie_beside_it(run, found, tmp_path):
+    alone = tmp_path / "kept" / "mine.pt"
+    alone.parent.mkdir()
+    shutil.copy(run / "checkpoints" / "best.pt", alone)
+    for folder in (tmp_path, alone.parent):
+        (folder / "summary.json").write_text(json.dumps({"data": {"train.jsonl": "of another run"}}))
+    loaded = load_model(alone, torch.device("cpu"))
+    assert loaded.record["summary"] is None and loaded.folder == alone.parent
+    again = figures(run, alone)
+    assert again["loss"] == found["loss"] and again["folder"] == str(
+        alone.parent / "evaluations" / f"mine-{found['text']}-stride16"
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["kept", "summary.json"]

@@ -129,7 +129,6 @@ def test_an_export_again_is_the_same_and_needs_permission(folder, run, tmp_path)
     with pytest.raises(ConfigError, match=r"is not empty; name another folder, or add overwrite=true"):
         exported(run, to, tokenizer_dir=run.parents[2] / "tokenizer")
     assert (to / "config.json").read_text() == "spoilt"
-    (to / "evaluations").mkdir()
     exported(run, to, overwrite=True, tokenizer_dir=run.parents[2] / "tokenizer")
     after = {path.name: path.read_bytes() for path in to.iterdir()}
     assert after.keys() == FILES and [p.name for p in tmp_path.iterdir()] == ["copy"]
@@ -143,6 +142,24 @@ def test_a_folder_with_anything_else_is_never_replaced(run, tmp_path):
     with pytest.raises(ConfigError, match="wanted a folder, got the file"):
         exported(run, tmp_path / "thesis.tex")
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_what_was_found_about_an_export_is_not_deleted_with_it(folder, run, tmp_path):
+    to = tmp_path / "copy"
+    shutil.copytree(folder, to)
+    (to / "evaluations" / "of-mine").mkdir(parents=True)
+    with pytest.raises(ConfigError, match="holds what no export has written .evaluations.; name another folder"):
+        exported(run, to, overwrite=True)
+    assert (to / "evaluations" / "of-mine").is_dir()
+
+
+def test_a_hugging_face_folder_of_other_making_is_never_replaced(folder, run, tmp_path):
+    to = tmp_path / "copy"
+    shutil.copytree(folder, to)
+    (to / "tid.json").unlink()
+    with pytest.raises(ConfigError, match="holds what no export has written .README.md, config.json, "):
+        exported(run, to, overwrite=True)
+    assert {path.name for path in to.iterdir()} == FILES - {"tid.json"}
 
 
 def test_a_failure_leaves_what_was_there(folder, run, tmp_path, monkeypatch):

@@ -133,9 +133,11 @@ def test_the_filters_are_those_of_transformers(temperature, top_k, top_p):
     assert torch.equal(choose(logits, temperature, top_k, top_p, torch.Generator().manual_seed(0)), expected)
 
 
-def test_a_tiny_temperature_is_greedy_and_finite():
+@pytest.mark.parametrize("temperature", [1e-30, 1.2e-38, 1e-38, 1e-45, 1e-300, 0.0])  # float32 ends at 1.2e-38
+@pytest.mark.parametrize(("top_k", "top_p"), [(None, None), (5, 0.9)])
+def test_a_tiny_temperature_is_greedy_and_finite(temperature, top_k, top_p):
     logits = torch.randn(20, VOCAB, generator=torch.Generator().manual_seed(3)) * 10
-    assert torch.equal(choose(logits, 1e-30, None, None, torch.Generator()), logits.argmax(-1))
+    assert torch.equal(choose(logits, temperature, top_k, top_p, torch.Generator()), logits.argmax(-1))
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tid.messages import did_you_mean, keys_of, nearest, shown
+from tid.messages import did_you_mean, keys_of, nearest, quantity, shown
 
 
 @pytest.mark.parametrize(
@@ -30,3 +30,15 @@ def test_shown_is_yaml_on_one_line():
 
 def test_keys_of_lists_groups_and_leaves_without_targets():
     assert keys_of({"a": 1, "b": {"_target_": "x.Y", "c": {"d": 2}}}) == ["a", "b", "b.c", "b.c.d"]
+
+
+@pytest.mark.parametrize(
+    ("value", "written"),
+    [
+        (2e14, "200T"), (1.234e9, "1.23G"), (999.0, "999"), (999.4, "999"), (999.6, "1k"), (999_499, "999k"),
+        (999_950, "1M"), (1000, "1k"), (1e6, "1M"), (123_604_224, "124M"), (1e21, "1Z"), (0.0, "0"), (0.25, "0.25"),
+        (-3.0, "-3"), (float("nan"), "-"), (float("inf"), "-"), (None, "-"),
+    ],
+)  # fmt: skip
+def test_quantities(value, written):
+    assert quantity(value) == written

@@ -20,6 +20,8 @@ from tid.loop import NonFiniteLoss
 from tid.optim import AdamW
 from tid.step import TrainStep
 
+WITHOUT_CUDA = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
@@ -247,9 +249,7 @@ def would_train(folder, *more: str):
         ("model.init_from=nofolder", "model.init_from: wanted a folder with config.json"),
         ("kernels=all", "kernels=all needs a CUDA GPU"),
         ("data.train=nofile.jsonl", "nofile.jsonl does not exist"),
-        pytest.param(
-            "device=cuda", "sees no CUDA device", marks=pytest.mark.skipif(torch.cuda.is_available(), reason="it is there")
-        ),
+        pytest.param("device=cuda", "sees no CUDA device", marks=WITHOUT_CUDA),
     ],
 )  # fmt: skip
 def test_a_dry_run_refuses_what_training_would(tmp_path, settings, message):

@@ -38,6 +38,17 @@ def test_the_text_alone_goes_to_stdout_and_the_seed_decides_it(run):
         "but the last 8\n"  # fmt: skip
 
 
+def test_a_reader_that_has_seen_enough_ends_it_quietly(run):
+    settings = [f"checkpoint={run}", f"tokenizer_dir={run.parents[2]}/tokenizer", "device=cpu", "max_new_tokens=2000"]
+    command = [sys.executable, "-m", "tid.sample", *settings, "prompt=the cat sat"]
+    env = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout.read(5) == "the c"
+        process.stdout.close()
+        said = process.stderr.read()
+    assert process.returncode == 0 and said.startswith("the model was trained on 16") and said.count("\n") == 1, said
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

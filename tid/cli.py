@@ -92,10 +92,12 @@ def run(main: Callable[[], Any], config_name: str | None = None, check: Check | 
 
 
 def _flags_first(config_name: str | None) -> Any:
-    """Hydra's parsed flags. Settings move to the end of sys.argv, since argparse wants them in one place."""
+    """Hydra's parsed flags. All else goes to the end of sys.argv, in its order: argparse wants it in one place."""
     arguments = _from_written_out(sys.argv[1:], config_name)
-    settings = [a for a in arguments if not a.startswith("-") and ("=" in a or a.startswith("~"))]
-    sys.argv[1:] = [a for a in arguments if a not in settings] + settings
+    own, rest = [], []
+    for before, word in zip(["", *arguments], arguments, strict=False):
+        (own if word.startswith("-") or before in FLAGS_WITH_A_VALUE else rest).append(word)
+    sys.argv[1:] = own + rest
     flags, unknown = get_args_parser().parse_known_args(sys.argv[1:])
     if unknown:
         bare = unknown[0].lstrip("-")

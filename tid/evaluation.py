@@ -1,5 +1,6 @@
 """What `python -m tid.evaluate` computes: the figures of a trained model on a text, and what they are made of."""
 
+import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -44,9 +45,11 @@ def evaluate(
     loaded = load_model(checkpoint, chosen_device)
     how = manner(loaded, protocol, stride, batch_size, precision, chosen_device)
     corpus = load_corpus(data, data_dir, tokenizer_dir) if data else own_text(loaded, data_dir, tokenizer_dir, NAME_ONE)
+    what = subject(loaded, corpus)
+    folder = Path(output) if output else usual_folder(loaded, what["text"], protocol, how["stride"])
+    refuse_unwritable(folder)
     found = read(loaded, corpus.val, label="reading the held-out documents", **how)
     figures = total(found, corpus)
-    what = subject(loaded, corpus)
     result = {
         **what,
         **how,
@@ -55,9 +58,6 @@ def evaluate(
         "training_counts_of": what["text"],
         **breakdown(found, np.bincount(corpus.train.tokens, minlength=len(corpus.token_bytes))),
     }
-    kind = "" if protocol == "packed" else f"-{protocol}"
-    name = f"{loaded.name}-{what['text']}{kind}-stride{how['stride']}"
-    folder = Path(output or loaded.folder / "evaluations" / name)
     write(folder, result, by_document(found, corpus))
     return result | {"folder": str(folder)}
 
@@ -130,14 +130,36 @@ def gap(loaded: Loaded, corpus: Corpus, validation: Figures, how: dict) -> dict:
     return {"documents": len(text.doc_starts), **asdict(figures), "gap": validation.loss - figures.loss}
 
 
+def usual_folder(loaded: Loaded, text: str, protocol: str, stride: int) -> Path:
+    """Where the figures go unless another place is named: one folder for each text and way to read it."""
+    kind = "" if protocol == "packed" else f"-{protocol}"
+    return loaded.folder / "evaluations" / f"{loaded.name}-{text}{kind}-stride{stride}"
+
+
+def refuse_unwritable(folder: Path) -> None:
+    """Raise ConfigError unless files can be written in `folder`, which is made if need be: trying is the only sure way
+    to know, and reading a text only to lose its figures takes minutes."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise unwritable(folder, error) from None
+
+
+def unwritable(folder: Path, error: OSError) -> ConfigError:
+    return ConfigError(f"{folder}: cannot be written ({error.strerror}); name a folder: output=...")
+
+
 def write(folder: Path, result: dict, documents: list[Figures]) -> None:
-    """figures.json, documents.csv, and one CSV for each table."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """figures.json, documents.csv, and one CSV for each table. Raises ConfigError when the disk refuses."""
     rows = ([number, *asdict(figures).values()] for number, figures in enumerate(documents))
-    write_csv(folder / "documents.csv", ["document", *asdict(documents[0])], rows)
-    for name in TABLES:
-        write_csv(folder / f"{name}.csv", list(result[name][0]), (row.values() for row in result[name]))
-    write_json(folder / "figures.json", result)
+    try:
+        write_csv(folder / "documents.csv", ["document", *asdict(documents[0])], rows)
+        for name in TABLES:
+            write_csv(folder / f"{name}.csv", list(result[name][0]), (row.values() for row in result[name]))
+        write_json(folder / "figures.json", result)
+    except OSError as error:
+        raise unwritable(folder, error) from None
 
 
 # ----------------------------------------------------------------------------------------------- report

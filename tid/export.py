@@ -14,7 +14,6 @@ FILES = {
     *("README.md", "config.json", "generation_config.json", "model.safetensors", "special_tokens_map.json"),
     *("tid.json", "tokenizer.json", "tokenizer_config.json"),
 }
-LATER = {"evaluations", "inspections"}  # what other commands of ours add to such a folder
 
 
 class ExportConfig(BaseModel):
@@ -73,12 +72,18 @@ def export(settings: ExportConfig) -> Path:
 
 
 def refuse_occupied(to: Path, overwrite: bool) -> None:
-    """Raise ConfigError unless `to` is free, empty, or an earlier export that may be replaced."""
+    """Raise ConfigError unless `to` is free, empty, or an earlier export that may be replaced. What other commands have
+    put there, as evaluations/, is work about the model that would go: it is not deleted, nor left beside another model.
+    """
     if to.exists() and not to.is_dir():
         raise config.ConfigError(f"to: wanted a folder, got the file {to}")
     found = {path.name for path in to.iterdir()} if to.exists() else set()
-    if foreign := sorted(found - FILES - LATER):
-        raise config.ConfigError(f"to: {to} holds what no export has written ({', '.join(foreign[:3])}); name another")
+    foreign = found - FILES if "tid.json" in found else found  # any Hugging Face folder has the other names
+    if foreign:
+        raise config.ConfigError(
+            f"to: {to} holds what no export has written ({', '.join(sorted(foreign)[:3])}); name another folder, or "
+            "move that away"
+        )
     if found and not overwrite:
         raise config.ConfigError(f"to: {to} is not empty; name another folder, or add overwrite=true")
 

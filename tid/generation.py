@@ -56,12 +56,13 @@ def choose(
 ) -> Tensor:
     """The next token of each row of logits (B, V): (B,) int64.
 
-    temperature: 0 takes the likeliest; else logits are divided by it. top_k: only the k likeliest tokens; top_p: only
-    the smallest set whose probabilities sum to at least top_p (nucleus sampling, Holtzman et al. 2020).
+    temperature: 0, or less than float32 can divide by, takes the likeliest; else logits are divided by it. top_k: only
+    the k likeliest tokens; top_p: only the smallest set whose probabilities sum to at least top_p (nucleus sampling,
+    Holtzman et al. 2020).
     """
-    if temperature == 0:
+    if temperature < torch.finfo(torch.float32).tiny:
         return logits.argmax(dim=-1)
-    logits = (logits - logits.amax(dim=-1, keepdim=True)) / temperature  # 0 at most: a tiny temperature stays finite
+    logits = (logits - logits.amax(dim=-1, keepdim=True)) / temperature  # 0 at most: no tiny one makes NaN
     if top_k is not None and top_k < logits.shape[-1]:
         logits = logits.masked_fill(logits < logits.topk(top_k).values[:, -1:], -torch.inf)
     if top_p is not None:

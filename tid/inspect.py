@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from tid import cli, config
+from tid.bench import keys_of
 from tid.verbatim import verbatim
 
 NEEDS = (
@@ -68,28 +69,47 @@ CALL = "python -m tid.inspect " + shlex.join(sys.argv[1:])
 
 def main() -> None:
     """The command line, where several scorers and several checkpoints are written with commas."""
-    sys.argv[1:] = as_hydra(sys.argv[1:])
+    try:
+        sys.argv[1:] = as_hydra(sys.argv[1:])
+    except config.ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")
     command()
 
 
 def as_hydra(arguments: list[str]) -> list[str]:
-    """scorer=a,b as one node of `scorers` each, checkpoint=a,b as a list; scorer.key=... goes to a single scorer."""
+    """scorer=a,b as one node of `scorers` each, scorer.key=... as a key of these, checkpoint=a,b as a list.
+
+    Raises ConfigError for a key without a scorer.
+    """
     names = [name for a in arguments if a.startswith("scorer=") for name in a[7:].split(",") if name]
     found = []
     for argument in arguments:
         key, _, value = argument.partition("=")
         if key == "scorer":
             found += [f"+scorer@scorers.{name}={name}" for name in dict.fromkeys(names)]
-        elif key.startswith("scorer.") and len(set(names)) == 1:
-            found.append(f"scorers.{names[0]}.{argument[7:]}")
+        elif key.startswith("scorer."):
+            if not names:
+                raise config.ConfigError(f"{key}: of which scorer? Name it, too, as in scorer=entropy {argument}")
+            found += to_scorers(argument[7:], list(dict.fromkeys(names)))
         elif key == "checkpoint" and not value.startswith("["):
             paths = map(cli.quoted, filter(None, value.split(",")))
             found.append(f"checkpoint=[{','.join(paths)}]" if value else argument)
         else:
             found.append(argument)
     return found
+
+
+def to_scorers(setting: str, names: list[str]) -> list[str]:
+    """key=value for each of the scorers that has the key, which is said where some have not; where none has it for all,
+    to be refused by name."""
+    key = setting.partition("=")[0]
+    having = [name for name in names if key in keys_of("scorer", name)]
+    if having and (others := [name for name in names if name not in having]):
+        print(f"scorer.{key} applies to {', '.join(having)}, not to {', '.join(others)}", file=sys.stderr)
+    return [f"scorers.{name}.{setting}" for name in having or names]
 
 
 def parts_of(plain: dict) -> dict:

@@ -26,7 +26,7 @@ class Loaded:
     context: tokens it was trained on at a time. record: of the run that trained it: config (what determines the
     result), step, validation (the figures at the last evaluation until that step), data (the text's name and
     checksums), summary (summary.json, if the run is done); None for a model from elsewhere. file: what was read.
-    folder: where results about it belong, under name.
+    folder: where results about it belong, under name: of a run its folder, else the one that the file lies in.
     """
 
     model: Decoder
@@ -66,18 +66,26 @@ def load_checkpoint(path: Path, device: torch.device) -> Loaded:
     shape = config.instantiate(run["config"]["model"] | {"init_from": None}, "model")  # the weights are here
     model = shape.build(seed=0)
     model.load_state_dict(state["train"]["model"])
-    folder = file.resolve().parent.parent
-    if edited := edits(folder, run["config"]):
-        say(f"warning: {folder / FILE} {edited}; what counts here is in the checkpoint: the settings it was made with")
+    of_run = run_folder_of(file)
+    if of_run and (edited := edits(of_run, run["config"])):
+        say(f"warning: {of_run / FILE} {edited}; what counts here is in the checkpoint: the settings it was made with")
     record = {
         "checkpoint": file.name,
         "step": run["done"],
         "config": {key: value for key, value in run["config"].items() if key not in NEUTRAL},
         "validation": run["final"],
         "data": run["data"],
-        "summary": read_json(folder / "summary.json"),
+        "summary": of_run and read_json(of_run / "summary.json"),
     }
+    folder = of_run or file.resolve().parent
     return Loaded(model.to(device).eval(), run["config"]["context"], record, file, folder, file.stem)
+
+
+def run_folder_of(file: Path) -> Path | None:
+    """The folder of the run whose checkpoint `file` is; None for one that was put elsewhere, where what lies around it
+    is not its run's."""
+    folder = file.resolve().parent
+    return folder.parent if folder.name == "checkpoints" else None
 
 
 def load_folder(path: Path, device: torch.device) -> Loaded:

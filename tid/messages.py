@@ -1,6 +1,7 @@
 """Wording for users: the nearest name, a command, a value as YAML writes it, pydantic's findings by YAML key."""
 
 import json
+import math
 import re
 import shlex
 from collections.abc import Iterable
@@ -8,6 +9,8 @@ from difflib import get_close_matches
 from typing import Any
 
 from pydantic import ValidationError
+
+PREFIXES = ("", "k", "M", "G", "T", "P", "E", "Z")  # of powers of 1000
 
 
 def nearest(word: str, options: Iterable[str]) -> str | None:
@@ -43,6 +46,15 @@ def shown(value: Any) -> str:
         return json.dumps(value)
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def quantity(value: float | None) -> str:
+    """A number to three digits, with a prefix: 12.3k, 4.5M, 6.7G, 8.9T, 1.2P, 3.4E, 5.6Z; "-" for none."""
+    if value is None or not math.isfinite(value):
+        return "-"
+    rounded = float(f"{value:.3g}")  # first, since 999,950 is 1M and not 1000k
+    power = min(len(PREFIXES) - 1, max(0, math.floor(math.log10(rounded)) // 3)) if rounded >= 1 else 0
+    return f"{rounded / 1000**power:.3g}{PREFIXES[power]}"
 
 
 def keys_of(cfg: dict, path: str = "") -> list[str]:

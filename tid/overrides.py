@@ -4,6 +4,10 @@ Hydra itself composes a sweep's jobs only after it has written the sweep's folde
 suggests `+key=value`, which would add a setting that nothing reads.
 """
 
+import itertools
+import shlex
+from pathlib import Path
+
 from hydra import compose, initialize_config_dir
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
@@ -16,6 +20,7 @@ from tid.config import ConfigError
 from tid.messages import did_you_mean, keys_of, shown
 
 OPTIONAL_GROUPS = ("experiment", "sweeps")
+FOLDERS = ("checkpoint", "sweep")  # keys of what a command is about
 
 
 def examine(settings: list[str], conf: str, config_name: str, multirun: bool) -> DictConfig:
@@ -28,6 +33,9 @@ def examine(settings: list[str], conf: str, config_name: str, multirun: bool) ->
     with initialize_config_dir(conf, version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
         parser = OverridesParser.create(config_loader=loader)
+        for at, setting in enumerate(settings):
+            if "=" not in setting and not setting.startswith("~"):
+                raise ConfigError(f"{setting}: {_what_it_wants(settings, at, parser, loader, config_name)}")
         parsed = [parse_one(setting, parser) for setting in settings]
         for override in parsed:
             if override.is_sweep_override() and not multirun:
@@ -45,11 +53,6 @@ def parse_one(setting: str, parser: OverridesParser) -> Override:
     try:
         override = parser.parse_overrides([setting])[0]
     except OverrideParseException as error:
-        if "=" not in setting:
-            loader = GlobalHydra.instance().config_loader()
-            groups = [name for name in _own_groups(loader) if setting in loader.get_group_options(name)]
-            example = f"{groups[0]}={setting}" if groups else f"{setting}=..."
-            raise ConfigError(f"{setting}: settings are written key=value, for instance {example}") from None
         why = str(error).partition("\nSee ")[0].replace("\n", " ")
         key, _, value = setting.partition("=")
         raise ConfigError(
@@ -59,6 +62,29 @@ def parse_one(setting: str, parser: OverridesParser) -> Override:
     if not override.key_or_group:
         raise ConfigError(f"{setting}: settings are written key=value")
     return override
+
+
+def _what_it_wants(
+    settings: list[str], at: int, parser: OverridesParser, loader: ConfigLoader, config_name: str
+) -> str:
+    """What to do about the word settings[at], which has no key."""
+    word, known = settings[at], keys_of(OmegaConf.to_container(compose(config_name), resolve=False))
+    keys = [key for key in FOLDERS if key in known and Path(word).exists()]
+    keys += [name for name in _own_groups(loader) if word in loader.get_group_options(name)]
+    if not keys and word not in known and (whole := _cut_off(settings, at, parser, loader)):
+        return f"has no key; if it belongs to the value before it, put quotes around all of that: {whole}"
+    example = shlex.quote(f"{keys[0]}={word}") if keys else f"{word}=..."
+    return f"settings are written key=value, for instance {example}"
+
+
+def _cut_off(settings: list[str], at: int, parser: OverridesParser, loader: ConfigLoader) -> str | None:
+    """The setting before settings[at], in quotes for a shell, with all words from there that have no key; None when it
+    is not text."""
+    before = parse_one(settings[at - 1], parser) if at else None
+    if before is None or _is_group(before.key_or_group, loader) or not isinstance(before.value(), str):
+        return None
+    words = itertools.takewhile(lambda word: "=" not in word, settings[at:])
+    return shlex.quote(f"{before.key_or_group}={' '.join([before.value(), *words])}")
 
 
 def _is_group(key: str, loader: ConfigLoader) -> bool:

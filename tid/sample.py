@@ -3,6 +3,7 @@
 Only the text goes to stdout. The prompt follows an end-of-text token, as every document of the training text does.
 """
 
+import os
 import sys
 from functools import partial
 from typing import Annotated, Literal
@@ -38,7 +39,10 @@ check = partial(config.check, schema=SampleConfig)
 @verbatim("prompt")
 @cli.entry("sample", check=check)
 def main(cfg: DictConfig) -> None:
-    sample(check(config.plain(cfg)))
+    try:
+        sample(check(config.plain(cfg)))
+    except BrokenPipeError:  # `| head` has seen enough; what Python would still write as it ends goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def sample(settings: SampleConfig) -> None:

@@ -4,10 +4,12 @@ Everything is checked before anything is written. Running the same command again
 leaves a finished one alone. The run's folder is all that goes to stdout.
 """
 
+from pathlib import Path
+
 from omegaconf import DictConfig
 
 from tid import cli, torchrun
-from tid.config import build, check, coerced, plain, run_folder
+from tid.config import ConfigError, build, check, coerced, plain, run_folder
 
 
 def refuse(config: dict) -> None:
@@ -26,11 +28,40 @@ def main(cfg: DictConfig) -> None:
         print(train_frozen(config["cell"]))
         return
     if config["dry_run"]:
-        folder = run_folder(config)
+        folder = would_train(config, cli.settings())
     else:
         folder = train(config, check(config), build(config), cli.settings())
     if torchrun.rank() == 0:
         print(folder)
+
+
+def would_train(config: dict, overrides: list[str]) -> Path:
+    """The folder of the run that would be trained or, if it is done, left alone; nothing is written. That it would take
+    too long here is only said. Raises ConfigError and DataError for all else that training would refuse before it reads
+    the text.
+    """
+    from tid.config_file import refuse_edited
+    from tid.device import choose_device, choose_fast, refuse_slow
+    from tid.job import refuse_nonsense
+    from tid.llama import pinned
+    from tid.logs import say
+    from tid.records import is_done
+
+    config, settings, parts = pinned(config), check(config), build(config)
+    folder = run_folder(config)
+    refuse_edited(folder, config)
+    parts["data"].inputs()  # asks for the files and packages that it is read from
+    if is_done(folder, config):
+        return folder
+    refuse_nonsense(settings, parts)
+    device = choose_device(settings.device)
+    choose_fast(settings, device)
+    try:
+        refuse_slow(settings, parts["model"], device, overrides)
+    except ConfigError as slow:
+        if torchrun.rank() == 0:
+            say(f"it would be refused: {slow}")
+    return folder
 
 
 if __name__ == "__main__":

@@ -105,13 +105,6 @@ def test_every_run_is_in_runs_csv(found, tmp_path):
     assert all((row["final_bpc"] == "") == (row["state"] != "done") for row in listed)
 
 
-@pytest.mark.parametrize(
-    ("value", "shown"), [(2e14, "200T"), (1.234e9, "1.23G"), (999.0, "999"), (0.0, "0"), (float("nan"), "-")]
-)
-def test_quantities(value, shown):
-    assert tables.quantity(value) == shown
-
-
 @pytest.mark.parametrize(("value", "shown"), [(3.0, "3s"), (600.0, "10m"), (9000.0, "2.5h"), (float("nan"), "-")])
 def test_durations(value, shown):
     assert tables.duration(value) == shown

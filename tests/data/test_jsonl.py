@@ -3,6 +3,8 @@
 import json
 
 import pytest
+from data_tools import ROOT
+from hydra import compose, initialize_config_dir
 
 from tid.data.errors import DataError
 from tid.data.jsonl import held_out, read_documents
@@ -108,3 +110,15 @@ def test_holding_out_goes_by_content(tmp_path):
 def test_a_fraction_of_few_documents_holds_out_one(tmp_path):
     path = write(tmp_path / "t.jsonl", ['"a"', '"b"', '"c"'])
     assert sorted(side for side, _ in source(train=path).documents({})) == ["train", "train", "val"]
+
+
+def test_the_quickstart_leaves_other_texts_as_they_are():
+    """Its few held-out documents are the builtin text's alone."""
+    files = ["data=jsonl", "data.train=t.jsonl"]
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        own, builtin, mine, plain = (
+            dict(compose("train", settings)["data"])
+            for settings in (["experiment=quickstart"], ["data=builtin"], ["experiment=quickstart", *files], files)
+        )
+    assert own == builtin | {"val_documents": 120}
+    assert mine == plain and mine["val_documents"] is None

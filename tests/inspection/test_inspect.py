@@ -54,13 +54,19 @@ def wish(run: Path, **changes) -> Wish:
 # ---------------------------------------------------------------------------------------------- command line
 
 
-def test_several_scorers_and_checkpoints_are_written_with_commas():
+def test_several_scorers_and_checkpoints_are_written_with_commas(capsys):
     assert as_hydra(["scorer=entropy,random", "checkpoint=a,b c", "drop_rate=0.3"]) == [
         "+scorer@scorers.entropy=entropy", "+scorer@scorers.random=random", 'checkpoint=["a","b c"]', "drop_rate=0.3",
     ]  # fmt: skip
     assert as_hydra(["scorer=entropy", "scorer.of=predicting"]) == [
         "+scorer@scorers.entropy=entropy", "scorers.entropy.of=predicting",
     ]  # fmt: skip
+    assert as_hydra(["scorer=entropy,surprisal", "scorer.of=predicting"])[2:] == [
+        "scorers.entropy.of=predicting", "scorers.surprisal.of=predicting",
+    ]  # fmt: skip
+    assert capsys.readouterr().err == ""
+    assert as_hydra(["scorer=entropy,random", "scorer.of=predicting"])[2:] == ["scorers.entropy.of=predicting"]
+    assert capsys.readouterr().err == "scorer.of applies to entropy, not to random\n"
     assert as_hydra(["checkpoint=[a,b]", "text=scorer=a,b", "checkpoint="]) == [
         "checkpoint=[a,b]", "text=scorer=a,b", "checkpoint=",
     ]  # fmt: skip
@@ -75,6 +81,8 @@ def test_several_scorers_and_checkpoints_are_written_with_commas():
         (("checkpoint=x", "drop_rate=1"), "drop_rate: wanted a value less than 1, got 1"),
         (("checkpoint=x", "drop_rat=0.1"), "drop_rat: unknown key; did you mean drop_rate?"),
         (("checkpoint=x", "scorer=random", "text_=1"), "text_: unknown key; did you mean text?"),
+        (("checkpoint=x", "scorer=entropy,random", "scorer.off=predicting"), "scorers.entropy.off: unknown key"),
+        (("checkpoint=x", "scorer.of=predicting"), "scorer.of: of which scorer? Name it, too, as in scorer=entropy"),
         (("checkpoint=x",), "no such checkpoint"),
     ],
 )

@@ -25,6 +25,7 @@ from tid.comparison.words import (
     provenance,
     verdict,
 )
+from tid.messages import quantity
 
 WIDTH = 100
 TERMINAL_ROWS = 50
@@ -46,14 +47,6 @@ class Table:
 def count(row: Row) -> str:
     """3, or 2/3 when seeds that the sweep has are not in the mean."""
     return str(row.n) if row.n == row.expected else f"{row.n}/{row.expected}"
-
-
-def quantity(value: float) -> str:
-    """With a prefix: 12.3k, 4.5M, 6.7G, 8.9T, 1.2P, 3.4E."""
-    if not math.isfinite(value):
-        return "-"
-    power = min(6, max(0, int(math.log10(value)) // 3)) if value >= 1 else 0
-    return f"{value / 1000**power:.3g}{['', 'k', 'M', 'G', 'T', 'P', 'E'][power]}"
 
 
 def duration(seconds: float) -> str:

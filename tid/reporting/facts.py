@@ -13,6 +13,7 @@ from tid.config import NEUTRAL, ConfigError, is_baseline, run_slug
 from tid.inspection.tables import Table, percent
 from tid.load import read_json
 from tid.logs import read_metrics, read_status
+from tid.messages import quantity
 
 UNITS = {"val_loss": "loss, nats per token", "val_perplexity": "perplexity", "val_bpc": "bits per character",
          "val_bpb": "bits per UTF-8 byte"}  # fmt: skip
@@ -216,14 +217,6 @@ def shown(value: Any) -> str:
 def median(rows: list[dict], name: str) -> float:
     values = [row[name] for row in rows if isinstance(row.get(name), int | float)]
     return float(np.median(values)) if values else math.nan
-
-
-def quantity(value: float | None) -> str:
-    """With a prefix: 12.3k, 4.56M."""
-    if value is None or not math.isfinite(value):
-        return "-"
-    power = min(6, max(0, int(math.log10(value)) // 3)) if value >= 1 else 0
-    return f"{value / 1000**power:.3g}{['', 'k', 'M', 'G', 'T', 'P', 'E'][power]}"
 
 
 def duration(seconds: float | None) -> str:
