@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import runs
 from hydra import initialize_config_dir
@@ -88,6 +89,23 @@ def cells(folder: Path, *more: str) -> list[Cell]:
         composer = grid.Composer("train")
         meant = grid.combinations(settings(folder, *more))
         return make_cells([composer(words) for words in meant], meant, retry_failed=False)
+
+
+def space(*settings: str) -> Any:
+    """The space of a search, a tid.sweep.space.Space."""
+    from tid.sweep.space import Space  # and with it Optuna
+
+    return Space(list(settings), grid.Composer("train"), retry_failed=False)
+
+
+def search(folder: Path, **changes: Any) -> Any:
+    """A small tid.sweep.search.Search in `folder`."""
+    from tid.sweep.search import Search
+
+    fields = {"space": {"x": ["1", "2"]}, "sampler": "tpe", "sampler_seed": 0, "n_trials": 9, "trials_at_once": 1,
+              "objective": "best/val_select_loss", "common": {"context": 64, "seed": "0,1"}, "fail_fast": False,
+              "retry_failed": False}  # fmt: skip
+    return Search("hunt", folder, **(fields | changes))
 
 
 def pids(folder: Path, name: str = "reference") -> dict[str, int]:

@@ -288,6 +288,14 @@ def test_hash_tells_true_from_one_and_null_from_zero():
     assert len({run_hash({**base, "x": x}) for x in (True, 1, False, 0, None, "1", 1.5, float("inf"))}) == 8
 
 
+def test_hash_takes_a_sum_of_steps_for_the_number_that_was_meant():
+    parts = {"scorer": {"_target_": "a.B"}, "drop_schedule": {"_target_": "a.C"}}
+    assert run_hash(parts | {"x": 0.1 + 0.1 + 0.1}) == run_hash(parts | {"x": 0.3})
+    assert canonical(parts | {"x": [0.1 + 0.1 + 0.1, 0.7 + 0.2 + 0.1]})["x"] == [0.3, 1]
+    typed = [0.123456789012, 0.123456789011, 1.23456789012e-30, 12345678901.5, 10**15 + 1, 1e-5]
+    assert canonical(parts | {"x": typed})["x"] == typed  # as many digits as anyone gives
+
+
 def test_hash_is_the_same_in_every_version():
     """It names folders and W&B runs: a change of the algorithm would orphan all of them."""
     node = {"b": [1.0, 2.5], "_target_": "tid.scorers.Entropy", "a": None}

@@ -1,6 +1,7 @@
 """Searches by Optuna: real studies in sqlite, real runs of a fraction of a second."""
 
 import json
+import shlex
 import subprocess
 import sys
 import time
@@ -15,8 +16,7 @@ from runs import CONF
 import sweeps
 from tid.config import ConfigError
 from tid.sweep import grid
-from tid.sweep.plan import Cell
-from tid.sweep.search import OBJECTIVES, Search, report, what_is_common
+from tid.sweep.search import OBJECTIVES, what_is_common
 
 SPACE = ["hydra/sweeper=optuna", "scorer=none", "optim.lr=tag(log,interval(1e-4,1e-2))", "seed=0,1", "name=hunt"]
 
@@ -27,7 +27,7 @@ def study_of(folder, name: str = "hunt") -> optuna.Study:
 
 def objectives(folder, trial) -> list[float]:
     files = [folder / "outputs/hunt" / name / "summary.json" for name in trial.user_attrs["runs"]]
-    return [json.loads(file.read_text())["best"]["val_bpc"] for file in files]
+    return [json.loads(file.read_text())["best"]["val_select_loss"] for file in files]
 
 
 def test_settings_become_a_space():
@@ -49,12 +49,6 @@ def test_settings_become_a_space():
     }
 
 
-def search_in(folder, **changes) -> Search:
-    fields = {"space": {"x": ["1", "2"]}, "sampler": "tpe", "sampler_seed": 0, "n_trials": 9, "trials_at_once": 1,
-              "objective": "best/val_bpc", "common": {"context": 64, "seed": "0,1"}}  # fmt: skip
-    return Search("hunt", folder, **(fields | changes))
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -71,7 +65,7 @@ def search_in(folder, **changes) -> Search:
 )
 def test_what_no_search_can_have_is_refused(tmp_path, changes, message):
     with pytest.raises(ConfigError, match=message):
-        search_in(tmp_path, **changes).open(make=True)
+        sweeps.search(tmp_path, **changes).open(make=True)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -90,18 +84,18 @@ def test_every_figure_of_a_summary_can_be_searched_for(tmp_path):
     [
         ({"common": {"context": 128, "seed": "0,1"}}, "context: 64 there, 128 here"),
         ({"common": {"context": 64, "seed": "0"}}, "seed: 0,1 there, 0 here"),
-        ({"objective": "final/val_bpc"}, "objective: best/val_bpc there, final/val_bpc here"),
+        ({"objective": "final/val_bpc"}, "objective: best/val_select_loss there, final/val_bpc here"),
         ({"space": {"x": ["1", "2", "3"]}}, "x: 1,2 there, 1,2,3 here"),
         ({"space": {"x": ["1", "2"], "y": grid.Interval(0, 1, False)}}, "y: None there, interval(0,1) here"),
     ],
 )
 def test_a_study_takes_no_trials_of_another_search(tmp_path, changes, said):
-    study = search_in(tmp_path).open(make=True)
+    study = sweeps.search(tmp_path).open(make=True)
     study.tell(study.ask(), 1.0)
-    again = search_in(tmp_path, n_trials=20, sampler="random", trials_at_once=2).open(make=True)
+    again = sweeps.search(tmp_path, n_trials=20, sampler="random", trials_at_once=2).open(make=True)
     assert len(again.trials) == 1  # how it is searched may change
     with pytest.raises(ConfigError) as refusal:
-        search_in(tmp_path, **changes).open(make=True)
+        sweeps.search(tmp_path, **changes).open(make=True)
     assert said in str(refusal.value).splitlines()[1] and "name=..." in str(refusal.value)
     assert [trial.state for trial in again.trials] == [TrialState.COMPLETE]
 
@@ -109,18 +103,18 @@ def test_a_study_takes_no_trials_of_another_search(tmp_path, changes, said):
 def test_a_study_that_does_not_say_what_it_searches_is_taken_only_when_it_is_empty(tmp_path):
     """As a version left it that did not note the settings."""
     study = optuna.create_study(study_name="hunt", storage=f"sqlite:///{tmp_path}/study.db")
-    search_in(tmp_path).open(make=True)
+    sweeps.search(tmp_path).open(make=True)
     assert study.user_attrs["search"]["context"] == 64
     (tmp_path / "old").mkdir()
     old = optuna.create_study(study_name="hunt", storage=f"sqlite:///{tmp_path}/old/study.db")
     old.tell(old.ask(), 1.0)
     with pytest.raises(ConfigError, match="version that did not note a search's settings"):
-        search_in(tmp_path / "old").open(make=True)
+        sweeps.search(tmp_path / "old").open(make=True)
 
 
 def common(*settings: str) -> dict:
-    fixed, space, seeds = grid.search_space(["scorer=none,entropy", "optim.lr=interval(1e-4,1e-2)", *settings])
-    return what_is_common(grid.Composer("train")([*fixed, *grid.first_values(space), seeds[0]]), seeds)
+    space = sweeps.space("scorer=none,entropy", "optim.lr=interval(1e-4,1e-2)", *settings)
+    return what_is_common(*space.first(), space.seeds)
 
 
 @pytest.mark.parametrize(
@@ -132,6 +126,7 @@ def common(*settings: str) -> dict:
         (["drop_mode=hide"], False),  # though it makes no difference where the first scorer is none
         (["experiment=quickstart"], False),
         (["optim.beta2=0.5"], False),
+        (["scorer.of=predicting"], False),  # of which the first scorer knows nothing
     ],
 )
 def test_trials_are_comparable_whose_fixed_settings_lead_to_the_same_run(settings, same):
@@ -167,6 +162,14 @@ def test_a_search_averages_over_seeds_and_goes_on_with_new_numbers(tmp_path):
     later = study_of(tmp_path).trials
     assert [each.number for each in later] == [0, 1] and later[0] == trial
     assert len({each.params["optim.lr"] for each in later}) == 2  # a resumed sampler does not repeat itself
+    winner = shlex.split(second.stderr.rpartition("had no part in choosing it: python ")[2])
+    best = min(later, key=lambda each: each.value).params["optim.lr"]
+    assert winner[-4:] == ["hydra/sweeper=cells", "name=hunt_winner", f"optim.lr={best}", "seed=range(2,7)"]
+    listed = subprocess.run(
+        [sys.executable, *winner, "dry_run=true"],
+        cwd=tmp_path, env=sweeps.environment(), capture_output=True, text=True, timeout=100,
+    )  # fmt: skip
+    assert listed.returncode == 0 and "5 runs: 5 to be run" in listed.stderr, listed.stderr
 
 
 @pytest.mark.slow
@@ -203,12 +206,13 @@ def finish(cells):
     for cell in cells:
         cell.folder.mkdir(parents=True)  # no other trial had it
         value = float(cell.name.partition("=")[2])
-        (cell.folder / "summary.json").write_text(json.dumps({"best": {"val_bpc": value}}))
+        (cell.folder / "summary.json").write_text(json.dumps({"best": {"val_select_loss": value}}))
         cell.state = "done"
     return 0
 
-search = Search("hunt", folder, {"x": Interval(0.0, 1.0, False)}, "random", 0, trials, 2, "best/val_bpc", {})
-search.run(search.open(make=True), cells_of, finish)
+space = {"x": Interval(0.0, 1.0, False)}
+search = Search("hunt", folder, space, "random", 0, trials, 2, "best/val_select_loss", {}, False, False)
+search.run(search.open(make=True), cells_of, finish, print)
 """
 
 
@@ -224,50 +228,16 @@ def test_workers_share_the_trials_of_a_study_and_none_is_asked_for_twice(tmp_pat
     assert all(trial.value == trial.params["x"] for trial in trials)
 
 
-def test_pruned_and_failed_trials_are_told_as_that_and_not_ranked(tmp_path):
-    """Of two seeds: the second pruned; one not finite; one failed; one that went on, the worst."""
-    search = Search("hunt", tmp_path, {"x": ["1", "2", "3", "4"]}, "grid", 0, 9, 1, "best/val_bpc", {})
-    ends = {"1": ("done", "pruned"), "2": ("done", "done"), "3": ("done", "failed"), "4": ("done", "done")}
-
-    def cells_of(words: list[str]) -> list[Cell]:
-        return [Cell({}, None, "", tmp_path / f"{words[0]}-seed{seed}") for seed in (0, 1)]
-
-    def end(cells: list[Cell]) -> int:
-        for seed, cell in enumerate(cells):
-            x = cell.name[2]
-            cell.state, cell.reason = ends[x][seed], "it lost" if ends[x][seed] == "pruned" else "out of memory"
-            rows = [{"step": step, "val_bpc": 3.0 - seed - step / 100} for step in (10, 20)[: 2 - seed]]
-            (cell.folder / "logs").mkdir(parents=True)
-            (cell.folder / "logs/metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-            if cell.state == "done":
-                value = float("nan") if (x, seed) == ("2", 1) else float(x)
-                (cell.folder / "summary.json").write_text(json.dumps({"best": {"val_bpc": value}}))
-        return 0
-
-    study = search.open(make=True)
-    assert search.run(study, cells_of, end) == 0
-    trials = {trial.params["x"]: trial for trial in study.trials}
-    assert trials["1"].state == TrialState.PRUNED and trials["1"].user_attrs["reason"] == "it lost"
-    assert trials["1"].intermediate_values == {10: pytest.approx(2.4)}  # the last that both seeds reached
-    assert trials["2"].state == TrialState.FAIL and "not finite" in trials["2"].user_attrs["reason"]
-    assert trials["3"].state == TrialState.FAIL and trials["3"].user_attrs["reason"] == "out of memory"
-    assert trials["4"].state == TrialState.COMPLETE and study.best_trial.params == {"x": "4"}
-    said = report(study, "best/val_bpc").splitlines()
-    assert said[1] == '4.0000  trial 3: {"x": "4"}' and said[-1] == "4 trials: 1 complete, 1 pruned, 2 fail"
-    assert 'FAILED  trial 2: {"x": "3"}: out of memory' in said
-
-
-def test_settings_that_make_no_run_fail_their_trial_and_are_said(tmp_path):
-    search = Search("hunt", tmp_path, {"x": ["1"]}, "grid", 0, 9, 1, "best/val_bpc", {})
-    study = search.open(make=True)
-
-    def refuse(words: list[str]) -> list[Cell]:
-        raise ConfigError("x: wanted less than 1")
-
-    with pytest.raises(ConfigError, match="wanted less"):
-        search.run(study, refuse, launch=None)
-    assert study.trials[0].state == TrialState.FAIL and "wanted less" in study.trials[0].user_attrs["reason"]
-    assert search.run(study, refuse, launch=None) == 0  # it is not asked for again
+@pytest.mark.slow
+def test_a_search_stops_at_a_failure_and_tries_it_again_when_asked(tmp_path):
+    hunt = ["hydra/sweeper=optuna", "hydra.sweeper.sampler=grid", "hydra.sweeper.trials_at_once=1", "name=hunt",
+            "scorer=none", "optim.warmup_steps=1", "optim.lr=1e30,1e-2", "seed=0"]  # fmt: skip
+    stopped = sweeps.sweep(tmp_path, *hunt, "fail_fast=true")
+    assert stopped.returncode == 1 and stopped.stderr.count("started: ") == 1, stopped.stderr
+    again = sweeps.sweep(tmp_path, *hunt, "retry_failed=true")
+    assert again.returncode == 0 and again.stderr.count("started: ") == 2, again.stderr
+    assert [t.state.name for t in study_of(tmp_path).trials] == ["FAIL", "COMPLETE", "FAIL"]
+    assert "2 trials: 1 complete, 1 fail\n" in again.stderr and "python -m tid.compare outputs/hunt" in again.stderr
 
 
 @pytest.mark.slow

@@ -28,6 +28,7 @@ def test_it_has_the_sweeper_and_the_launcher_that_it_names(name):
         assert found.launcher._target_.endswith("LocalLauncher")
         other = compose("train", [f"sweeps={name}", "hydra/sweeper=optuna"], return_hydra_config=True).hydra
         assert other.sweeper._target_.endswith("OptunaSweeper")
+        assert other.sweeper.objective == "best/val_select_loss"  # the odd documents are for the report
 
 
 def dry_run(folder, *words: str) -> str:

@@ -71,6 +71,36 @@ def test_a_dry_run_lists_and_writes_nothing(folder):
     assert not (folder / "outputs").exists()
 
 
+def test_what_is_doubtful_and_what_does_not_apply_is_listed_once(folder):
+    applies = ["scorer=entropy,random", "scorer.source=cached", "seed=0,1"]
+    done = sweeps.sweep(folder, *applies, "optim.warmup_steps=12", "dry_run=true")
+    assert done.returncode == 0 and "4 runs: 4 to be run" in done.stderr, done.stderr
+    assert done.stderr.count("warning: optim.warmup_steps (12) is not below total_steps (12)") == 1
+    assert done.stderr.count("scorer.source applies to entropy, not to random\n") == 1
+
+
+@pytest.mark.parametrize("schedules", ["none,constant", "constant,none"])
+def test_a_key_that_one_of_several_options_has_may_be_set(folder, schedules):
+    done = sweeps.sweep(folder, f"drop_schedule={schedules}", "drop_schedule.rate=0.1", "dry_run=true")
+    assert done.returncode == 0 and "2 runs: 2 to be run" in done.stderr, done.stderr
+    assert "drop_schedule.rate applies to constant, not to none" in done.stderr
+    wrong = sweeps.sweep(folder, f"drop_schedule={schedules}", "drop_schedule.rat=0.1", "dry_run=true")
+    assert wrong.returncode == 2 and "error: drop_schedule.rat: unknown key" in wrong.stderr
+
+
+def test_a_sweep_over_experiments_leaves_only_their_folders(folder):
+    done = sweeps.sweep(folder, "experiment=entrodrop,importance_mir", "protect_first=1")
+    assert done.returncode == 0 and "2 runs: 2 done" in done.stderr, done.stderr
+    assert sorted(path.name for path in (folder / "outputs").iterdir()) == ["entrodrop", "importance_mir"]
+
+
+def test_a_tracker_that_cannot_work_is_refused_before_anything_starts(folder, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offlin")
+    done = sweeps.sweep(folder, "tracker=wandb", "seed=0,1")
+    assert done.returncode == 2 and "error: WANDB_MODE: wanted online, offline or disabled" in done.stderr
+    assert not (folder / "outputs").exists()
+
+
 def test_a_sweep_s_settings_have_the_types_of_the_schema(folder):
     """In YAML the name is a number, and "no" a word."""
     done = sweeps.sweep(folder, "scorer=none", "name=2024", "question=7", "dry_run=no", "fail_fast=no")

@@ -75,9 +75,74 @@ def test_composing_quickly_is_composing_as_hydra_does(hydra):
     assert configs_of(settings) == [plain(compose("train", cell)) for cell in cells] and len(cells) == 16
 
 
-def test_a_setting_that_only_some_cells_have_is_refused_by_name(hydra):
-    with pytest.raises(ConfigError, match="scorer.of: unknown key; scorer=random has no keys"):
-        configs_of(["scorer=entropy,random", "scorer.of=predicted"])
+def composed(*settings: str) -> grid.Composed:
+    return grid.compose_all("train", grid.combinations(list(settings)), Path("nowhere"))[0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "remark", "having"),
+    [
+        (
+            ["scorer=entropy,random,grad_norm", "scorer.source=cached"],
+            "scorer.source applies to entropy, grad_norm, not to random",
+            {"Entropy": "cached", "GradNorm": "cached", "Random": None},
+        ),
+        (
+            ["drop_schedule=none,constant,early", "drop_schedule.rate=0.2"],
+            "drop_schedule.rate applies to constant, early, not to none",
+            {"Constant": 0.2, "Early": 0.2, "NoDrop": None},
+        ),
+        (
+            ["experiment=entrodrop,importance_mir", "drop_schedule.midpoint=0.25"],  # which choose a schedule each
+            "drop_schedule.midpoint applies to sigmoid_ramp, not to uniform",
+            {"SigmoidRamp": 0.25, "Uniform": None},
+        ),
+    ],
+)
+def test_a_key_that_only_some_options_have_is_given_to_those(hydra, settings, remark, having):
+    found = composed(*settings)
+    assert found.remarks == [remark]
+    group, _, key = settings[1].partition("=")[0].partition(".")
+    nodes = [config[group] for config in found.configs]
+    assert {node["_target_"].rpartition(".")[2]: node.get(key) for node in nodes} == having
+    assert [settings[1] in words for words in found.settings] == [key in node for node in nodes]
+
+
+def test_cells_that_become_equal_by_what_does_not_apply_are_one(hydra):
+    found = composed(*SMALL, "drop_schedule=none,constant", "drop_schedule.rate=0.1,0.2")
+    cells = make_cells(found.configs, found.settings, retry_failed=False)
+    assert [cell.label for cell in cells] == [
+        "no_drop seed=0",
+        "drop_schedule=constant drop_schedule.rate=0.1 seed=0",
+        "drop_schedule=constant drop_schedule.rate=0.2 seed=0",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["scorer=entropy,random", "scorer.sauce=cached"], "scorer.sauce: unknown key; did you mean scorer.source?"),
+        (["scorer=random", "scorer.of=predicted"], "scorer.of: unknown key; scorer=random has no keys"),
+        (["scorer=entropy,random", "context.of=1"], "context.of: unknown key"),
+    ],
+)
+def test_a_key_that_no_cell_has_is_refused_by_name(hydra, settings, message):
+    with pytest.raises(ConfigError) as refusal:
+        composed(*settings)
+    assert message in str(refusal.value)
+
+
+def test_a_range_has_the_numbers_that_were_meant(hydra):
+    def values(setting: str) -> list[str]:
+        return [words[0].partition("=")[2] for words in grid.combinations([setting])]
+
+    assert values("drop_schedule.rate=range(0.1,0.5,0.1)") == ["0.1", "0.2", "0.3", "0.4"]
+    assert values("optim.lr=range(-0.3,0.1,0.1)") == ["-0.3", "-0.2", "-0.1", "0.0"]
+    assert values("optim.lr=range(0.3,0,-0.1)") == ["0.3", "0.2", "0.1"]
+    assert values("seed=range(3)") == ["0", "1", "2"]
+    assert values("optim.lr=0.30000000000000004,1e-3") == ["0.30000000000000004", "0.001"]  # given, not added up
+    _, space, _ = grid.search_space(["drop_schedule.rate=range(0.1,0.5,0.1)"])
+    assert space == {"drop_schedule.rate": ["0.1", "0.2", "0.3", "0.4"]}
 
 
 def test_a_baseline_is_one_cell_whatever_would_drop_nothing(hydra):
@@ -121,7 +186,7 @@ def test_labels_show_what_differs_within_an_option_too(hydra):
     ]
 
 
-def composed_in(conf: Path, cache: Path, *seeds: int) -> tuple[list[dict], Path | None]:
+def composed_in(conf: Path, cache: Path, *seeds: int) -> tuple[grid.Composed, Path | None]:
     with initialize_config_dir(str(conf), version_base="1.3"):
         return grid.compose_all("train", [[*SMALL, f"seed={seed}"] for seed in seeds], cache)
 
@@ -132,16 +197,16 @@ def test_an_unchanged_sweep_is_not_composed_again(tmp_path):
     first, file = composed_in(conf, cache, 0, 1)
     assert file is not None and not file.exists()
     file.parent.mkdir()
-    marked = [config | {"question": "from the cache"} for config in first]
-    file.write_text(json.dumps(marked))
-    assert composed_in(conf, cache, 0, 1) == (marked, None)
+    first.configs[0]["question"] = "from the cache"
+    file.write_text(first.as_json())
+    assert composed_in(conf, cache, 0, 1) == (first, None)
     (conf / "scorer" / "entropy.yaml").write_text("_target_: tid.scorers.Entropy\nof: predicting\n")
     again, other = composed_in(conf, cache, 0, 1)
-    assert other not in (None, file) and again[0]["question"] == ""
+    assert other not in (None, file) and again.configs[0]["question"] == ""
     (conf / "sweeps" / "seeds.yaml").write_text("name: changed\n")
     assert composed_in(conf, cache, 0, 1)[1] not in (file, other)
     more, _ = composed_in(conf, cache, 0, 1, 2)
-    assert [config["seed"] for config in more] == [0, 1, 2]
+    assert [config["seed"] for config in more.configs] == [0, 1, 2]
 
 
 def test_a_sweep_with_yaml_of_several_folders_is_composed_each_time(tmp_path):
@@ -155,8 +220,8 @@ def test_a_sweep_with_yaml_of_several_folders_is_composed_each_time(tmp_path):
             sources = GlobalHydra.instance().config_loader().get_search_path()
             sources.get_path().insert(-1, SearchPathElement("command-line", f"file://{tmp_path}/mine"))
             GlobalHydra.instance().hydra.config_loader = ConfigLoaderImpl(sources)
-            (config,), file = grid.compose_all("train", cells, tmp_path)
-            found.append((config["drop_schedule"]["rate"], file))
+            made, file = grid.compose_all("train", cells, tmp_path)
+            found.append((made.configs[0]["drop_schedule"]["rate"], file))
     assert found == [(0.1, None), (0.5, None)]
 
 

@@ -152,14 +152,24 @@ def info(folder: Path) -> RunInfo:
     return RunInfo("my-slug", "g", "train", (), "abcd1234", {}, folder, resumed=False)
 
 
-def test_a_wrong_wandb_mode_is_refused(monkeypatch, tmp_path):
+def test_a_wrong_wandb_mode_is_refused(monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "ofline")
     with pytest.raises(ConfigError, match="WANDB_MODE: wanted online, offline or disabled, got 'ofline'"):
-        instantiate(options("wandb")).start(info(tmp_path)).__enter__()
+        instantiate(options("wandb")).check()
+    instantiate(options("wandb", mode="offline")).check()  # does not heed it
+
+
+def test_a_run_with_a_wrong_wandb_mode_is_refused_before_anything_is_made(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "ofline")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="WANDB_MODE"):
+        runs.train(tmp_path, "tracker=wandb")
+    assert {path.suffix for path in tmp_path.iterdir()} == {".jsonl"}  # the texts that were given
 
 
 @pytest.mark.parametrize("tracker", [options("none"), options("wandb", mode="disabled")])
 def test_no_tracker_takes_everything_and_writes_nothing(tmp_path, tracker):
+    instantiate(tracker).check()
     with instantiate(tracker).start(info(tmp_path)) as handle:
         handle.log({"step": 1, "train_loss": 2.0}, 1)
         handle.log_histogram("scores", np.ones(3), 1)
@@ -236,7 +246,7 @@ def test_trackio_keeps_runs_on_this_machine_and_resumes_them(tmp_path):
     assert [alert["title"] for alert in alerts] == ["the run ended with exit code 1"]
 
 
-def test_without_the_package_trackio_says_how_to_get_it(monkeypatch, tmp_path):
+def test_without_the_package_trackio_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "trackio", None)
     with pytest.raises(ConfigError, match="pip install trackio"):
-        instantiate(options("trackio")).start(info(tmp_path)).__enter__()
+        instantiate(options("trackio")).check()

@@ -264,6 +264,8 @@ def _canonical_value(value: Any) -> Any:
         return [_canonical_value(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)  # JSON has no infinity
+    if isinstance(value, float) and not value.is_integer():
+        value = float(f"{value:.12g}")  # 0.30000000000000004, as sums of steps have it, is 0.3
     if isinstance(value, float) and value.is_integer():
         return int(value)
     return value

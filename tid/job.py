@@ -133,6 +133,7 @@ def refuse_nonsense(settings: RunConfig, parts: dict) -> None:
     if (size := parts["model"].vocab_size) < VOCABULARY:
         raise ConfigError(f"model.vocab_size: wanted at least the tokenizer's {VOCABULARY:,}, got {size:,}")
     parts["optim"].check()
+    parts["tracker"].check()
     if parts["model"].init_from:
         refuse_mismatch(parts["model"])
 

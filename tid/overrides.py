@@ -45,6 +45,8 @@ def examine(settings: list[str], conf: str, config_name: str, multirun: bool) ->
                 )
             refuse_unknown_option(override, loader)
             _refuse_sweeps(override, multirun)
+        if multirun:
+            parsed = _for_the_first(parsed, loader, config_name)
         return composed(_first(parsed), parser, loader, config_name)
 
 
@@ -141,6 +143,29 @@ def _first(parsed: list[Override]) -> list[str]:
     """The settings with of every sweep only its first value."""
     choices = [[_assignment(override, value) for value in _values(override)] for override in parsed]
     return [texts[0] for texts in choices if texts]
+
+
+def _for_the_first(parsed: list[Override], loader: ConfigLoader, config_name: str) -> list[Override]:
+    """The settings of a sweep but for keys that the first option of their group does not have and others may: one that
+    no option has is refused when all cells are composed (tid.sweep.grid)."""
+    groups = [override for override in parsed if _is_group(override.key_or_group, loader)]
+    if not any(override.is_sweep_override() for override in groups):
+        return parsed
+    try:
+        first = compose(config_name, _first(groups))
+        # Hydra itself composes all that has one value, with the options that are not swept, and words it unkindly.
+        hydras = compose(config_name, [o.input_line for o in groups if not o.is_sweep_override()])
+    except HydraException:
+        return parsed
+    swept = {override.key_or_group for override in groups if override.is_sweep_override()}
+    return [
+        o
+        for o in parsed
+        if o in groups
+        or o.key_or_group.partition(".")[0] not in swept
+        or _exists(first, o.key_or_group)
+        or not (o.is_sweep_override() or _exists(hydras, o.key_or_group))
+    ]
 
 
 def _assignment(override: Override, value: str) -> str:

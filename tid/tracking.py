@@ -4,7 +4,7 @@
         handle.log({"step": 50, "train_loss": 7.1, ...}, step=50)
 
 Leaving the ``with`` block by an exception marks the run as failed, killed or preempted. How a tracker is kept
-from holding a run up: see tid.handle.
+from holding a run up: see tid.handle. ``check()`` is called before data are made and anything is written.
 """
 
 from __future__ import annotations
@@ -55,6 +55,9 @@ def put_environment(values: dict[str, str | None]) -> None:
 class NoTracker:
     """No tracker: only the run's own logs."""
 
+    def check(self) -> None:
+        """There is nothing to find wrong."""
+
     @contextmanager
     def start(self, run: RunInfo) -> Iterator[Handle]:
         yield Handle(run)
@@ -77,6 +80,10 @@ class Wandb:
     mode: Literal["auto", "online", "offline", "disabled"]
     x_axis: Literal["tokens", "step"]
     timeout_seconds: Annotated[float, Field(gt=0, le=8)]
+
+    def check(self) -> None:
+        """Raise ConfigError when WANDB_MODE is to be heeded and is no mode."""
+        self.chosen_mode()
 
     @contextmanager
     def start(self, run: RunInfo) -> Iterator[Handle]:
@@ -231,13 +238,16 @@ class Trackio:
     project: Annotated[str, Field(min_length=1)]
     dir: Annotated[str, Field(min_length=1)]
 
-    @contextmanager
-    def start(self, run: RunInfo) -> Iterator[Handle]:
+    def check(self) -> None:
+        """Raise ConfigError when the package is missing."""
         if importlib.util.find_spec("trackio") is None:
             raise ConfigError(
                 "tracker=trackio needs the package trackio, which is not installed.\n"
                 "Install it (pip install trackio), or choose tracker=wandb or tracker=none."
             )
+
+    @contextmanager
+    def start(self, run: RunInfo) -> Iterator[Handle]:
         folder = os.environ.get("TRACKIO_DIR", str(Path(self.dir).resolve()))
         local = {"TRACKIO_SPACE_ID": None, "TRACKIO_SERVER_URL": None}
         with environment(TRACKIO_DIR=folder, **local), tracking(TrackioHandle(run, self)) as handle:

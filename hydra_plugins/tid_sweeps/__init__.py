@@ -143,16 +143,20 @@ def job_return(job: Sequence[str], config: dict, cells: dict) -> JobReturn:
 
 
 class CellSweeper(Sweeper):
-    """Every combination of the values given, each run once: see tid.sweep."""
+    """Every combination of the values given, each run once: see tid.sweep.
 
-    def __init__(self, params: dict) -> None:
+    search: the options of a search, which a sweep's YAML may bring along; nothing goes by them here."""
+
+    def __init__(self, params: dict, **search: Any) -> None:
         self.params = OmegaConf.to_container(params) if OmegaConf.is_config(params) else dict(params)
+        self.options = search
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.config, self.settings = config, sweep_settings(config)
         self.launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
+        self.here = getattr(self.launcher, "here", False)
 
     def sweep(self, arguments: list[str]) -> list[str]:
         """Run the sweep; returns its runs' folders."""
@@ -160,18 +164,18 @@ class CellSweeper(Sweeper):
         from tid.sweep import conduct, grid
         from tid.sweep.plan import sweep_folder
 
-        settings = grid.combinations(grid.settings_of(self.params, arguments))
-        cache = sweep_folder(self.settings) / ".sweep" / "composed"
-        configs, file = grid.compose_all(self.config.hydra.job.config_name, settings, cache)
+        combinations = grid.combinations(grid.settings_of(self.params, arguments))
+        folder = sweep_folder(self.settings)
+        composed, file = grid.compose_all(
+            self.config.hydra.job.config_name, combinations, folder / ".sweep" / "composed"
+        )
 
-        def remember() -> None:
-            if file:
-                import json
+        def remember(cells: list) -> None:
+            # Where experiments are swept all runs may be elsewhere: then no folder is made here for this alone.
+            if file and any(sweep_folder(cell.settings) == folder for cell in cells):
+                write_text(file, composed.as_json())
 
-                write_text(file, json.dumps(configs))
-
-        here = getattr(self.launcher, "here", False)
-        cells = conduct.conduct(configs, settings, self.settings, self.launch, here, remember)
+        cells = conduct.conduct(composed, self.settings, self.launch, self.here, remember)
         return [str(cell.folder) for cell in cells]
 
     def launch(self, cells: list, screen: Any) -> int:
@@ -186,59 +190,57 @@ class OptunaSweeper(CellSweeper):
     params, sampler, sampler_seed, n_trials, trials_at_once, objective: see conf/hydra/sweeper/optuna.yaml.
     """
 
-    def __init__(self, params: dict, **search: Any) -> None:
-        super().__init__(params)
-        self.options = search
-
     def sweep(self, arguments: list[str]) -> list[str]:
         """Run the search; returns the folders of its runs."""
         from tid.sweep import conduct, grid
-        from tid.sweep.plan import make_cells, sweep_folder
+        from tid.sweep.plan import sweep_folder
         from tid.sweep.screen import Screen
-        from tid.sweep.search import Search, report, what_is_common
+        from tid.sweep.search import Search, what_is_common
+        from tid.sweep.space import Space
+        from tid.sweep.trials import report
 
-        fixed, space, seeds = grid.search_space(grid.settings_of(self.params, arguments))
+        settings, screen, folder, runs = self.settings, Screen([]), sweep_folder(self.settings), {}
         composer = grid.Composer(self.config.hydra.job.config_name)
-        first = [*fixed, *grid.first_values(space), seeds[0]]
-        composed = composer(first)
-        common = what_is_common(composed, seeds)
-        folder = sweep_folder(self.settings)
-        search = Search(self.settings.name, folder / ".sweep", space, **self.options, common=common)
-        here, runs = getattr(self.launcher, "here", False), {}
+        space = Space(grid.settings_of(self.params, arguments), composer, settings.retry_failed)
+        search = Search(
+            settings.name, folder / ".sweep", space.axes, **self.options,
+            common=what_is_common(*space.first(), space.seeds),
+            fail_fast=settings.fail_fast, retry_failed=settings.retry_failed,
+        )  # fmt: skip
+        search.refuse_nonsense()
+        found = space.check()
+        conduct.refuse_slow(list({cell.size: cell for cell in found}.values()), self.here and not settings.dry_run)
+        study = search.open(make=not settings.dry_run)
+        for line in [search.introduction(len(space.seeds)), *space.applying.remarks(), *conduct.warnings(found)]:
+            screen.say(line)
+        if study is None:
+            return []
 
-        def cells_of(settings: list[str]) -> list:
-            meant = [[*fixed, *settings, seed] for seed in seeds]
-            configs = [composer(words) | {"label": " ".join([*settings, words[-1]])} for words in meant]
-            cells = make_cells(configs, meant, self.settings.retry_failed)
-            conduct.refuse(cells, here)
+        def cells_of(chosen: list[str]) -> list:
+            cells = space.cells(chosen)
+            conduct.refuse_slow(cells, self.here)
             return cells
 
         def launch(cells: list) -> int:
             runs.update((cell.name, str(cell.folder)) for cell in cells)
-            return conduct.start(cells, self.settings.question, self.launch, Screen(cells))
+            return conduct.start(cells, settings.question, self.launch, Screen(cells))
 
-        conduct.refuse(make_cells([composed], [first], retry_failed=False), here and not self.settings.dry_run)
-        study = search.open(make=not self.settings.dry_run)
-        screen = Screen([])
-        screen.say(f"search of {', '.join(space)}: {search.n_trials} trials of {len(seeds)} seeds by {search.sampler}")
-        if self.settings.dry_run:
-            return []
-        stopped = search.run(study, cells_of, launch)
+        stopped = search.run(study, cells_of, launch, screen.say)
         screen.say(report(study, search.objective))
-        screen.say(f"study: {search.storage}\n{conduct.compare_command([folder])}")
+        screen.say(f"study: {search.storage}\n{space.advice(study, settings)}")
         screen.uploading(map(Path, runs.values()))
-        leave_unless_good(study, stopped, screen)
+        leave_unless_good(search, study, stopped, screen)
         return list(runs.values())
 
 
-def leave_unless_good(study: Any, stopped: int, screen: Any) -> None:
-    """SystemExit after a search that the signal of that number has `stopped`, or none of whose trials has a result."""
+def leave_unless_good(search: Any, study: Any, stopped: int, screen: Any) -> None:
+    """SystemExit after a search that the signal of that number has `stopped`, that gave up, or without any result."""
     from tid.sweep import conduct
 
     if stopped:
         screen.say(f"the same command goes on where it stopped: {conduct.command()}")
         raise SystemExit(128 + stopped)
-    if not any(trial.value is not None for trial in study.trials):
+    if search.gave_up or not any(trial.value is not None for trial in study.trials):
         raise SystemExit(conduct.FAILED)
 
 

@@ -3,31 +3,33 @@
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
-from tid.config import ConfigError, SweepConfig, build, instantiate
+from tid.config import ConfigError, SweepConfig, build, doubts, instantiate
 from tid.messages import train_command
+from tid.sweep.grid import Composed
 from tid.sweep.plan import Cell, freeze, make_cells, record, sweep_folder
 from tid.sweep.screen import Screen
 
 FAILED = 1  # exit code of a sweep with a failed cell
+NOT_AGAIN = ("retry_failed=true", "dry_run=true")  # words that a command suggested leaves out
 
 Launch = Callable[[list[Cell], Screen], int]
 
 
 def conduct(
-    configs: list[dict], meant: list[list[str]], sweep: SweepConfig, launch: Launch, here: bool, remember: Callable
+    composed: Composed, sweep: SweepConfig, launch: Launch, here: bool, remember: Callable[[list[Cell]], None]
 ) -> list[Cell]:
     """List the cells, check those to be run, run them by `launch`, and say what became of all.
 
-    meant: each configuration's settings. launch: runs cells, sets their `state`, and returns 0 or the number of the
-    signal that stopped it. here: will they run on this machine? remember: called once all is known to be good.
+    launch: runs cells, sets their `state`, and returns 0 or the number of the signal that stopped it. here: will they
+    run on this machine? remember: called once all is known to be good.
 
     Raises ConfigError for a cell that cannot be run, or not in reasonable time, before any is. Leaves with SystemExit:
     FAILED after a failure, 128 + signal when stopped.
     """
-    cells = make_cells(configs, meant, sweep.retry_failed)
+    cells = make_cells(composed.configs, composed.settings, sweep.retry_failed)
     todo = [cell for cell in cells if cell.to_run]
     check_all(todo)
     slow = too_slow(todo) if here else None
@@ -35,11 +37,13 @@ def conduct(
         raise slow
     screen = Screen(cells)
     screen.listing(cpu_time(todo) if here and sweep.dry_run else None)
+    for line in [*composed.remarks, *warnings(todo)]:
+        screen.say(line)
     if sweep.dry_run:
         if slow:
             screen.say(f"it would be refused: {slow}")
         return cells
-    remember()
+    remember(cells)
     stopped = start(cells, sweep.question, launch, screen)
     screen.ending(command(), compare_command(sweep_folder(cell.settings) for cell in cells))
     if stopped:
@@ -74,10 +78,20 @@ def check_all(cells: list[Cell]) -> None:
 
 
 def refuse(cells: list[Cell], here: bool) -> None:
-    """`check_all`; also raises what is `too_slow` to be run `here`."""
+    """`check_all` and `refuse_slow`."""
     check_all(cells)
+    refuse_slow(cells, here)
+
+
+def refuse_slow(cells: list[Cell], here: bool) -> None:
+    """Raise the ConfigError of a cell that would be refused `here` since it would take too long."""
     if here and (slow := too_slow(cells)):
         raise slow
+
+
+def warnings(cells: list[Cell]) -> list[str]:
+    """What is doubtful about cells, each once: a run says it only in its own log."""
+    return [f"warning: {doubt}" for doubt in dict.fromkeys(doubt for cell in cells for doubt in doubts(cell.config))]
 
 
 def too_slow(cells: list[Cell]) -> ConfigError | None:
@@ -110,8 +124,15 @@ def cpu_time(cells: list[Cell]) -> str | None:
 
 def command() -> str:
     """The command line of this sweep."""
-    words = [word for word in sys.argv[1:] if word not in ("retry_failed=true", "dry_run=true")]
-    return train_command(*words)
+    return train_command(*(word for word in sys.argv[1:] if word not in NOT_AGAIN))
+
+
+def winner_command(settings: list[str], searched: Collection[str], name: str) -> str:
+    """The command line of a sweep that runs a search's winner again: `settings` in place of what is `searched`."""
+    replaced = {*searched, "seed", "name", "hydra/sweeper"}
+    words = [word for word in sys.argv[1:] if word not in NOT_AGAIN and not word.startswith("hydra.sweeper.")]
+    kept = [word for word in words if word.partition("=")[0] not in replaced]
+    return train_command(*kept, "hydra/sweeper=cells", f"name={name}_winner", *settings)
 
 
 def compare_command(folders: Iterable[Path]) -> str:

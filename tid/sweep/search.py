@@ -6,12 +6,10 @@ at a time, and a worker holds a lock of its own as long as it lives, so that the
 again. A trial's runs are ordinary runs, known by their hash: nothing is overwritten.
 """
 
-import itertools
 import json
 import math
 import os
 import socket
-import statistics
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,10 +23,10 @@ from optuna.trial import TrialState
 
 from tid.config import DROPPING, ConfigError, canonical
 from tid.config_file import flat
-from tid.logs import read_metrics
 from tid.messages import did_you_mean
 from tid.sweep.grid import Interval
-from tid.sweep.plan import Cell, is_locked, read_summary
+from tid.sweep.plan import Cell
+from tid.sweep.trials import enqueue_grid, retry_failed, revive, standing, tell
 
 LOCKED_SECONDS = 60  # how long another worker may take to ask for its trials, and sqlite for a transaction
 SAMPLERS = {
@@ -43,13 +41,15 @@ OBJECTIVES = (
     *("step_ms", "score_ms", "seconds", "seconds_with_start"),
 )
 DIFFERENCES = 5  # are shown
+HOPELESS = 10  # trials that cannot be run, and none that can: then it is not a matter of the combination
 
 
 @dataclass
 class Search:
     """space: key → list of values, or an interval. objective: the path of a figure in summary.json, lower is better.
     n_trials: of the study in all, those of earlier commands included. common: what else the trials of one study have
-    in common, see `what_is_common`."""
+    in common, see `what_is_common`. fail_fast: a run that fails ends the search, which `gave_up` then tells.
+    retry_failed: what failed is asked for once more."""
 
     name: str
     folder: Path
@@ -60,10 +60,16 @@ class Search:
     trials_at_once: int
     objective: str
     common: dict[str, Any]
+    fail_fast: bool
+    retry_failed: bool
+    gave_up: bool = False
 
     @property
     def storage(self) -> str:
         return f"sqlite:///{self.folder / 'study.db'}"
+
+    def introduction(self, seeds: int) -> str:
+        return f"search of {', '.join(self.space)}: {self.n_trials} trials of {seeds} seeds by {self.sampler}"
 
     def open(self, make: bool) -> optuna.Study | None:
         """The study, made if there is none yet; without `make` only the settings are checked. Raises ConfigError for
@@ -84,6 +90,8 @@ class Search:
             self.refuse_other_search(study)
             if self.sampler == "grid":
                 enqueue_grid(study, lists)
+            if self.retry_failed:
+                retry_failed(study)
         return study
 
     def refuse_nonsense(self) -> None:
@@ -154,30 +162,58 @@ class Search:
         return [f"{key}={value}" for key, value in chosen.items()]
 
     def run(
-        self, study: optuna.Study, cells_of: Callable[[list[str]], list[Cell]], launch: Callable[[list[Cell]], int]
+        self,
+        study: optuna.Study,
+        cells_of: Callable[[list[str]], list[Cell]],
+        launch: Callable[[list[Cell]], int],
+        say: Callable[[str], None],
     ) -> int:
         """Run trials until there are `n_trials`, those that other workers are at included. cells_of: a trial's settings
-        → its cells, one per seed. launch: brings cells to an end and returns the number of the signal that stopped it,
-        or 0. Returns that. Raises ConfigError for a trial that cannot be run, which then counts as failed."""
+        → its cells, one per seed; ConfigError for what cannot be run: the trial has then failed. launch: brings cells
+        to an end and returns the number of the signal that stopped it, or 0. Returns that.
+
+        Raises ConfigError when HOPELESS trials cannot be run, and none can."""
         me = f"{socket.gethostname()}-{os.getpid()}"
         (self.folder / "workers").mkdir(exist_ok=True)
+        possible = refused = 0
         with FileLock(self.folder / "workers" / f"{me}.lock", timeout=LOCKED_SECONDS):
             while asked := self.ask(study, me):
-                cells = [self.cells(study, trial, settings, cells_of) for trial, settings in asked]
-                unique = {cell.name: cell for mine in cells for cell in mine}
-                stopped = launch(list(unique.values()))
-                for (trial, _), mine in zip(asked, cells, strict=True):
-                    tell(study, trial, [unique[cell.name] for cell in mine], self.objective)
-                if stopped:
+                made = []
+                for trial, settings in asked:
+                    try:
+                        made.append((trial, cells_of(settings)))
+                    except ConfigError as error:
+                        last, refused = error, refused + 1
+                        refuse(study, trial, settings, error, say)
+                possible += len(made)
+                if refused >= HOPELESS and not possible:
+                    raise last
+                if made and (stopped := self.run_trials(study, made, launch)):
                     return stopped
+                if self.gave_up:
+                    break
         return 0
+
+    def run_trials(
+        self, study: optuna.Study, trials: list[tuple[optuna.Trial, list[Cell]]], launch: Callable[[list[Cell]], int]
+    ) -> int:
+        """Bring the cells of these trials to an end, and tell the study; returns what `launch` does."""
+        unique = {cell.name: cell for _, cells in trials for cell in cells}
+        todo = [cell for cell in unique.values() if cell.to_run]
+        for trial, cells in trials:
+            trial.set_user_attr("runs", [cell.name for cell in cells])
+        stopped = launch(list(unique.values()))
+        for trial, cells in trials:
+            tell(study, trial, [unique[cell.name] for cell in cells], self.objective)
+        self.gave_up = self.fail_fast and any(cell.state == "failed" for cell in todo)
+        return stopped
 
     def ask(self, study: optuna.Study, me: str) -> list[tuple[optuna.Trial, list[str]]]:
         """The next trials with their settings, at most `trials_at_once`; none when the study has all of its own."""
         asked = []
         with self.lock():
             revive(study, self.folder / "workers", me)
-            taken = sum(is_finished(trial) or trial.state == TrialState.RUNNING for trial in study.trials)
+            taken = sum(trial.state != TrialState.WAITING for trial in standing(study))
             for _ in range(min(self.trials_at_once, self.n_trials - taken)):
                 # Seeded anew, or every worker, and every sitting of one, would make the same random choices.
                 study.sampler = SAMPLERS[self.sampler](self.sampler_seed + len(study.trials))
@@ -186,106 +222,24 @@ class Search:
                 asked.append((trial, self.suggest(trial)))
         return asked
 
-    def cells(self, study: optuna.Study, trial: optuna.Trial, settings: list[str], cells_of: Callable) -> list[Cell]:
-        """The trial's cells. Raises ConfigError for settings that make no run; the trial has then failed."""
-        try:
-            found = cells_of(settings)
-        except ConfigError as error:
-            trial.set_user_attr("reason", str(error))
-            study.tell(trial, state=TrialState.FAIL)
-            raise
-        trial.set_user_attr("runs", [cell.name for cell in found])
-        return found
+
+def refuse(
+    study: optuna.Study, trial: optuna.Trial, settings: list[str], error: ConfigError, say: Callable[[str], None]
+) -> None:
+    """Tell the study that a trial cannot be run, and say why."""
+    reason = str(error).splitlines()[0]
+    trial.set_user_attr("reason", reason)
+    study.tell(trial, state=TrialState.FAIL)
+    say(f"trial {trial.number} cannot be run: {reason} ({' '.join(settings)})")
 
 
-def what_is_common(config: dict, seeds: list[str]) -> dict[str, Any]:
+def what_is_common(config: dict, others: list[str], seeds: list[str]) -> dict[str, Any]:
     """Besides its space and its objective, what the trials of a study have in common, by dotted key.
 
-    config: of the first value of every key that is searched, so that those of equal spaces can be compared. Settings
-    that change no result are left out.
+    config: of the first value of every key that is searched, so that those of equal spaces can be compared. others:
+    settings that apply only to other values. Settings that change no result are left out.
     """
     kept = canonical(config) | {key: config[key] for key in DROPPING}  # of a baseline it forgets these
-    found = flat(kept) | {"seed": ",".join(sorted(word.partition("=")[2] for word in seeds))}
+    found = flat(kept) | dict(text.split("=", 1) for text in others)
+    found["seed"] = ",".join(sorted(word.partition("=")[2] for word in seeds))
     return json.loads(json.dumps(found))  # as it is read back from the study
-
-
-def enqueue_grid(study: optuna.Study, lists: dict[str, list[str]]) -> None:
-    """Queue what the study does not have of the grid. Optuna's own GridSampler cannot be asked for single trials."""
-    known = [trial.params or trial.system_attrs.get("fixed_params") for trial in study.trials]
-    for values in itertools.product(*lists.values()):
-        if (point := dict(zip(lists, values, strict=True))) not in known:
-            study.enqueue_trial(point)
-
-
-def is_finished(trial: optuna.trial.FrozenTrial) -> bool:
-    """Did it come to an end of its own? One that was interrupted is asked for again."""
-    ended = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
-    return trial.state in ended and not trial.user_attrs.get("again")
-
-
-def tell(study: optuna.Study, trial: optuna.Trial, cells: list[Cell], objective: str) -> None:
-    """Tell the study the mean objective of the trial's runs, or why there is none."""
-    states = {cell.state for cell in cells}
-    if states == {"done"}:
-        values = [figure(cell, objective) for cell in cells]
-        if all(math.isfinite(value) for value in values):
-            study.tell(trial, statistics.fmean(values))
-            return
-        trial.set_user_attr("reason", f"{objective} is not finite in {values}")
-    elif states <= {"done", "pruned"}:
-        for step, value in last_values(cells):
-            trial.report(value, step)
-        trial.set_user_attr("reason", next(cell.reason for cell in cells if cell.state == "pruned"))
-        study.tell(trial, state=TrialState.PRUNED)
-        return
-    elif "failed" in states:
-        trial.set_user_attr("reason", next(cell.reason for cell in cells if cell.state == "failed"))
-    else:
-        again(study, trial, trial.params)
-        return
-    study.tell(trial, state=TrialState.FAIL)
-
-
-def again(study: optuna.Study, trial: Any, params: dict) -> None:
-    """Give an interrupted trial up and its settings to the next one, whose runs then resume."""
-    study._storage.set_trial_user_attr(trial._trial_id, "again", True)
-    study.tell(trial.number, state=TrialState.FAIL)
-    study.enqueue_trial(params)
-
-
-def revive(study: optuna.Study, workers: Path, me: str) -> None:
-    """Ask again for the trials whose worker is dead, while no other asks: a killed one leaves its trial running for
-    ever. workers: the folder of their locks, which the operating system drops when a process ends in any way."""
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        worker = trial.user_attrs.get("worker")  # none: killed while it asked, since asking is one worker's at a time
-        if worker != me and not (worker and is_locked(workers / f"{worker}.lock")):
-            again(study, trial, trial.params)
-
-
-def figure(cell: Cell, path: str) -> float:
-    """A figure of the run's summary, one of OBJECTIVES; nan when it is not finite."""
-    node: Any = read_summary(cell.folder)
-    for part in path.split("/"):
-        node = node.get(part) if isinstance(node, dict) else None
-    return math.nan if node is None else float(node)
-
-
-def last_values(cells: list[Cell]) -> list[tuple[int, float]]:
-    """The newest validation bpc, averaged over the runs, at the step that all have reached."""
-    curves = []
-    for cell in cells:
-        rows = read_metrics(cell.folder)[0]
-        curves.append({row["step"]: row["val_bpc"] for row in rows if row.get("val_bpc") is not None})
-    common = set.intersection(*map(set, curves))
-    return [(max(common), statistics.fmean(curve[max(common)] for curve in curves))] if common else []
-
-
-def report(study: optuna.Study, objective: str) -> str:
-    """The trials, best first, why others failed, and how many ended in which way. A pruned trial is not ranked."""
-    done = sorted((t for t in study.trials if t.state == TrialState.COMPLETE), key=lambda t: t.value)
-    lines = [f"{t.value:.4f}  trial {t.number}: {json.dumps(t.params)}" for t in done[:10]]
-    failed = [t for t in study.trials if t.state == TrialState.FAIL and not t.user_attrs.get("again")]
-    lines += [f"FAILED  trial {t.number}: {json.dumps(t.params)}: {t.user_attrs.get('reason', '')}" for t in failed]
-    counts = {state: sum(t.state == state for t in study.trials) for state in TrialState}
-    ways = ", ".join(f"{count} {state.name.lower()}" for state, count in counts.items() if count)
-    return "\n".join([f"{objective}, mean over the seeds:", *lines, f"{len(study.trials)} trials: {ways}"])
