@@ -32,7 +32,7 @@ test-gpu: .venv/installed  ## run the tests that need a CUDA GPU
 	$(BIN)/python -m pytest -m gpu $(ARGS)
 
 # Each command is of use by itself, and leaves its tables in outputs/bench/ as JSON as they come.
-bench-gpu: .venv/installed  ## measure all that README says of speed and memory, on one GPU (20 minutes)
+bench-gpu: .venv/installed  ## measure what README says of speed and memory, on one GPU (20 minutes)
 	$(BIN)/python -m tid.bench measure=steps scorer=none,random,entropy,surprisal,attention_mass,grad_norm \
 		scorer.source=fresh,cached $(ARGS)
 	$(BIN)/python -m tid.bench measure=steps scorer=none,random drop_mode=zero,skip drop_schedule.rate=0.5 \

@@ -10,17 +10,14 @@ import numpy as np
 import pytest
 import runs
 import torch
-from hydra import compose, initialize_config_dir
 
-from tid import checkpoint, job, revision, train
-from tid.config import ConfigError, coerced, plain
-from tid.data.errors import DataError
+from tid import checkpoint, job, revision
+from tid.config import ConfigError
 from tid.handle import Handle
 from tid.loop import NonFiniteLoss
 from tid.optim import AdamW
 from tid.step import TrainStep
 
-WITHOUT_CUDA = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +161,7 @@ def test_compiling_the_step_is_no_training_time(tmp_path, monkeypatch):
     real = TrainStep.__call__
 
     def first_compiled(step, number):
-        step.capture_seconds = 1000.0
+        step.replays.seconds = 1000.0
         real(step, number)
 
     monkeypatch.setattr(TrainStep, "__call__", first_compiled)
@@ -230,47 +227,6 @@ def test_impossible_combinations_are_refused_before_anything_is_written(tmp_path
     with pytest.raises(ConfigError, match="model.vocab_size: wanted at least the tokenizer's 50,257, got 1,000"):
         runs.train(tmp_path, "model.vocab_size=1000")
     assert not (tmp_path / "outputs").exists() and not (tmp_path / "data").exists()
-
-
-def would_train(folder, *more: str):
-    """What dry_run=true answers, in this process."""
-    with initialize_config_dir(runs.CONF, version_base="1.3"):
-        config = coerced(plain(compose("train", runs.settings(folder, *more))))
-    return train.would_train(config, list(more))
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ("selector=threshold drop_schedule=uniform", "selector Threshold follows one rate"),
-        ("protect_first=0", "first position"),
-        ("drop_mode=skip drop_mode.last_layers=0 selector=threshold", "only approaches the rate"),
-        ("model.vocab_size=1000", "model.vocab_size: wanted at least"),
-        ("model.init_from=nofolder", "model.init_from: wanted a folder with config.json"),
-        ("kernels=all", "kernels=all needs a CUDA GPU"),
-        ("data.train=nofile.jsonl", "nofile.jsonl does not exist"),
-        pytest.param("device=cuda", "sees no CUDA device", marks=WITHOUT_CUDA),
-    ],
-)  # fmt: skip
-def test_a_dry_run_refuses_what_training_would(tmp_path, settings, message):
-    for ask in (would_train, runs.train):
-        with pytest.raises((ConfigError, DataError), match=message):
-            ask(tmp_path, *settings.split())
-    assert not (tmp_path / "outputs").exists() and not (tmp_path / "data").exists()
-
-
-def test_a_dry_run_names_the_folder_and_says_what_is_too_slow_here(finished, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    assert would_train(tmp_path).name == finished.name and capsys.readouterr().err == ""
-    slow = ["model.hidden_size=64", "total_steps=1_000_000_000", "device=auto"]
-    assert would_train(tmp_path, *slow).parent == tmp_path / "outputs" / "reference"
-    said = capsys.readouterr().err
-    assert said.startswith("it would be refused: no CUDA device, and on this CPU a run would take about ")
-    assert not (tmp_path / "outputs").exists()
-
-
-def test_a_dry_run_of_a_finished_run_names_it_whatever_this_machine_has(finished, capsys):
-    assert would_train(finished.parents[2], "kernels=all") == finished == runs.train(finished.parents[2], "kernels=all")
 
 
 def test_an_optimizer_that_is_not_installed_is_refused_before_anything_is_written(tmp_path, monkeypatch):

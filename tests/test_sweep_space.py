@@ -44,6 +44,8 @@ def test_a_key_that_only_some_options_have_is_given_to_their_trials():
         (cell, _) = space.cells(["scorer=random", "optim.lr=1e-3"])
         assert "scorer.source=cached" not in cell.meant and cell.label == "scorer=random optim.lr=1e-3 seed=3"
         assert space.winner({"scorer": "random", "optim.lr": "1e-3"})[-1] == "seed=range(6,11)"
+        assert space.idle({"scorer": "random", "optim.lr": "1e-3"}) == {"scorer.source"}
+        assert space.idle({"scorer": "entropy", "optim.lr": "1e-3"}) == set()
 
 
 def test_no_seed_is_searched_for():

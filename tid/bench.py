@@ -140,7 +140,7 @@ def nodes(arguments: list[str], group: str) -> list[str]:
     default = defaults(group)
     names = list(dict.fromkeys(chosen)) or default
     found, labels = [], []
-    known = {name: set(keys_of(group, name)) for name in names}
+    known = {name: set(cli.keys_of_option(group, name)) for name in names}
     for name in names:
         own = {key: v for key, v in values.items() if key in known[name]}
         for combination in itertools.product(*own.values()):
@@ -160,12 +160,6 @@ def defaults(group: str) -> list[str]:
     listed = OmegaConf.load(Path(cli.CONF) / "bench.yaml").defaults
     keys = [key for entry in listed if OmegaConf.is_dict(entry) for key in entry]
     return [key[len(prefix) :] for key in keys if key.startswith(prefix)]
-
-
-def keys_of(group: str, name: str) -> list[str]:
-    """Keys of an option; none if there is no such option."""
-    path = Path(cli.CONF) / group / f"{name}.yaml"
-    return [str(key) for key in OmegaConf.load(path)] if path.is_file() else []
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
@@ -131,6 +131,12 @@ def bare_words(arguments: list[str]) -> tuple[list[str], list[str]]:
         is_setting = word.startswith("-") or before in FLAGS_WITH_A_VALUE or ("=" in word and not Path(word).exists())
         (rest if is_setting else bare).append(word)
     return bare, rest
+
+
+def keys_of_option(group: str, name: str) -> list[str]:
+    """Keys of an option's YAML; none if there is no such option."""
+    path = Path(CONF) / group / f"{name}.yaml"
+    return [str(key) for key in OmegaConf.load(path)] if path.is_file() else []
 
 
 def newest_run() -> Path | None:

@@ -262,13 +262,12 @@ def _canonical_value(value: Any) -> Any:
         return {str(key): _canonical_value(value[key]) for key in sorted(value, key=str)}
     if isinstance(value, list | tuple):
         return [_canonical_value(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
+    if not isinstance(value, float):
+        return value
+    if not math.isfinite(value):
         return str(value)  # JSON has no infinity
-    if isinstance(value, float) and not value.is_integer():
-        value = float(f"{value:.12g}")  # 0.30000000000000004, as sums of steps have it, is 0.3
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    return value
+    # 0.30000000000000004, as sums of steps have it, is 0.3
+    return int(value) if value.is_integer() else float(f"{value:.12g}")
 
 
 def run_hash(cfg: dict) -> str:

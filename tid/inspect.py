@@ -12,7 +12,6 @@ from omegaconf import DictConfig
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from tid import cli, config
-from tid.bench import keys_of
 from tid.verbatim import verbatim
 
 NEEDS = (
@@ -106,7 +105,7 @@ def to_scorers(setting: str, names: list[str]) -> list[str]:
     """key=value for each of the scorers that has the key, which is said where some have not; where none has it for all,
     to be refused by name."""
     key = setting.partition("=")[0]
-    having = [name for name in names if key in keys_of("scorer", name)]
+    having = [name for name in names if key in cli.keys_of_option("scorer", name)]
     if having and (others := [name for name in names if name not in having]):
         print(f"scorer.{key} applies to {', '.join(having)}, not to {', '.join(others)}", file=sys.stderr)
     return [f"scorers.{name}.{setting}" for name in having or names]

@@ -108,13 +108,13 @@ def train_in(
             if peers.leads:
                 peers.on_failure = functools.partial(record_from_thread, folder, log, run.writer)
             carry_out(run, state, parts["tracker"], overrides, started)
-            run.step.release()
+            run.step.replays.release()
         except BaseException as error:
             cause = peers.cause(error)
             if peers.leads:
                 record_failure(folder, cause or error)
             if isinstance(error, Preempted | NonFiniteLoss):
-                run.step.release()
+                run.step.replays.release()
             if isinstance(error, Preempted):
                 log.say(str(error))
                 raise SystemExit(128 + error.signal) from None
@@ -226,7 +226,7 @@ def carry_out(run: Run, state: dict | None, tracker: Any, overrides: list[str], 
     known = code | where(run.step.device) | config_file.remembered(run.folder, run.config)
     write_status(run.folder, "running", step=run.done, total_steps=run.total_steps, **known)
     introduce(run)
-    run.step.on_capture = lambda seconds: run.log.say(
+    run.step.replays.told = lambda seconds: run.log.say(
         f"compiled and captured a step in {seconds:.1f} s; the compiled kernels are kept in {compile_cache()}"
     )
     with tracker.start(tracked(run)) as run.tracker:

@@ -6,8 +6,6 @@ decides what schedule and text tell without asking the device (`plan`): whether 
 that gather, how many tokens a row can keep. On CUDA the step is compiled and captured, one graph for each decision.
 """
 
-import time
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -16,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from tid import distributed
-from tid.capture import Graph, fuse, to_cpu
+from tid.capture import fuse
 from tid.data.batches import Batches
 from tid.drop_modes import Batch, DropMode, Loss, all_nats, plain_loss
 from tid.dropout import Choice, TokenDropout, cached, score_flops
@@ -24,6 +22,7 @@ from tid.flat import make_update
 from tid.lengths import KeptLengths
 from tid.model import Decoder
 from tid.precision import autocast
+from tid.replay import Replays
 from tid.score_cache import Recalled, ScoreCache, Watch, watching
 from tid.timing import Stopwatch
 
@@ -72,9 +71,8 @@ class TrainStep:
         self.cache = ScoreCache(dropout, mode, batches) if caches else None
         self.shares_pass = not self.cache and mode.sees_all and dropout.scorer.needs in ("logits", "attention")
         self.score_watch = Stopwatch(device)
-        self.train_flops = self.score_flops = self.capture_seconds = 0.0
-        self.fast, self.graphs, self.pool = fast, {}, None
-        self.on_capture: Callable[[float], None] = lambda seconds: None  # told how long each graph took
+        self.train_flops = self.score_flops = 0.0
+        self.fast, self.replays = fast, Replays(self)
         if fast:
             self.compile()
 
@@ -139,54 +137,16 @@ class TrainStep:
     def __call__(self, step: int) -> None:
         """Do update number `step`; steps come in order, from the one that the device counter holds."""
         drops, kept_max = self.plan(step)
-        (self.replay if self.fast else self.update)(drops, kept_max)
+        (self.replays if self.fast else self.update)(drops, kept_max)
         shape, context = self.model.shape, self.batches.context
         self.train_flops += self.samples * (self.mode if drops else PLAIN).flops(shape, context, kept_max)
         if drops and not self.cache and not self.shares_pass:
             self.score_flops += self.samples * score_flops(shape, context, self.dropout.scorer.needs)
 
-    def replay(self, drops: bool, kept_max: int) -> None:
-        """`update`, captured: whole, or up to the optimizer where that cannot be captured."""
-        self.score_watch.label = (drops, kept_max)
-        graph = self.graph(drops, kept_max)
-        if self.updating.capturable:
-            graph()
-            return
-        *sums, gradients = graph()
-        for parameter, gradient in zip(self.updating.parameters, gradients, strict=True):
-            parameter.grad = gradient
-        self.finish(*sums)
-
-    def graph(self, drops: bool, kept_max: int) -> Graph:
-        """The captured step. Capturing needs a few runs first; their effects are undone."""
-        key = (drops, kept_max)
-        if key not in self.graphs:
-            started = time.perf_counter()
-            before = to_cpu(self.state_dict())
-            Graph.prepare(lambda: (self.update(*key), self.step.sub_(1)))  # each time on this step's own batch
-            self.load_state_dict(before)
-            self.pool = self.pool or torch.cuda.graph_pool_handle()
-            captured = self.update if self.updating.capturable else self.sums_and_gradients
-            self.graphs[key] = Graph(lambda: captured(*key), self.pool)
-            self.updating.forget()
-            seconds = time.perf_counter() - started
-            self.capture_seconds += seconds
-            self.on_capture(seconds)
-        return self.graphs[key]
-
-    def release(self) -> None:
-        """Part with the captured graphs: NCCL cannot end while one of them holds a collective."""
-        while self.graphs:
-            self.graphs.popitem()[1].graph.reset()
-
     def update(self, drops: bool, kept_max: int) -> None:
         """The step itself. Nothing in it waits for the device, except optimizers that cannot be captured."""
         self.updating.begin()
         self.finish(*self.backward(drops, kept_max))
-
-    def sums_and_gradients(self, drops: bool, kept_max: int) -> tuple:
-        """What `backward` returns, and the gradients that it leaves on the parameters."""
-        return *self.backward(drops, kept_max), [p.grad for p in self.updating.parameters]
 
     def backward(self, drops: bool, kept_max: int) -> tuple[Tensor, Tensor]:
         """Backward passes of all micro-batches. Returns the summed objective (), and loss and COUNTS (6,), float32."""

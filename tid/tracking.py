@@ -48,9 +48,6 @@ def put_environment(values: dict[str, str | None]) -> None:
             os.environ[name] = value
 
 
-# ------------------------------------------------------------------------------------------------ nowhere
-
-
 @component
 class NoTracker:
     """No tracker: only the run's own logs."""

@@ -207,7 +207,6 @@ class OptunaSweeper(CellSweeper):
             common=what_is_common(*space.first(), space.seeds),
             fail_fast=settings.fail_fast, retry_failed=settings.retry_failed,
         )  # fmt: skip
-        search.refuse_nonsense()
         found = space.check()
         conduct.refuse_slow(list({cell.size: cell for cell in found}.values()), self.here and not settings.dry_run)
         study = search.open(make=not settings.dry_run)
@@ -236,11 +235,12 @@ class OptunaSweeper(CellSweeper):
 def leave_unless_good(search: Any, study: Any, stopped: int, screen: Any) -> None:
     """SystemExit after a search that the signal of that number has `stopped`, that gave up, or without any result."""
     from tid.sweep import conduct
+    from tid.sweep.trials import has_result
 
     if stopped:
         screen.say(f"the same command goes on where it stopped: {conduct.command()}")
         raise SystemExit(128 + stopped)
-    if search.gave_up or not any(trial.value is not None for trial in study.trials):
+    if search.gave_up or not has_result(study):
         raise SystemExit(conduct.FAILED)
 
 

@@ -148,7 +148,7 @@ class OurStep:
     @property
     def graphs(self) -> int:
         """Different steps captured so far: a turn in which one more came is timed again."""
-        return len(self.step.graphs)
+        return len(self.step.replays.graphs)
 
     def scoring_ms(self) -> float | None:
         """What scoring took, lately."""

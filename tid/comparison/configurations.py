@@ -144,7 +144,7 @@ def _best_random(of: Configuration, among: list[Configuration]) -> Configuration
 
 
 def _best(among: list[Configuration]) -> Configuration | None:
-    """The lowest mean on the even documents: the odd ones are for reporting."""
+    """The lowest mean on the even documents, as the odd ones are for reporting, of those that are not censored."""
     fair = [c for c in among if c.runs and not c.is_censored]
     losses = {c.key: [run.summary["best"]["val_select_loss"] for run in c.runs.values()] for c in fair}
     return min(fair, key=lambda c: statistics.fmean(losses[c.key]), default=None)

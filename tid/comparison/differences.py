@@ -23,9 +23,10 @@ class Limit(NamedTuple):
 
 Budgets = dict[tuple, dict[str, Limit]]
 
+KIND = {"no_drop": "drop_schedule=none", "random": "scorer=random"}
 NO_CONTROL = {
-    "no_drop": "no finished run with drop_schedule=none and else the same settings (controls=tuned takes the best)",
-    "random": "no finished run with scorer=random and else the same settings (controls=tuned takes the best)",
+    "exact": "no finished run with {} and else the same settings",
+    "tuned": "no configuration with {} whose runs are neither pruned nor diverged has a finished one",
 }
 
 
@@ -57,14 +58,16 @@ def differences(
     limits: Budgets,
     confidence: float,
     correction: str,
+    controls: str = "exact",
 ) -> dict[Key, Difference]:
-    """Every difference from both controls, with the p-values corrected for all of those that were tested."""
+    """Every difference from both controls, with the p-values corrected for all of those that were tested. controls:
+    which they are, see tid.comparison.configurations."""
     found: dict[Key, Difference] = {}
     single: dict[tuple, list[tuple[Key, RunRecord, RunRecord]]] = defaultdict(list)
     for ours in configurations:
         for control in CONTROLS:
             theirs = getattr(ours, control)
-            refused = _refusal(ours, theirs, control)
+            refused = _refusal(ours, theirs, control, controls)
             seeds = sorted(ours.runs.keys() & theirs.runs.keys()) if theirs else []
             for view in views:
                 key = (ours.key, view, control)
@@ -79,14 +82,14 @@ def differences(
     return dict(zip(found, adjusted(list(found.values()), correction), strict=True))
 
 
-def _refusal(ours: Configuration, theirs: Configuration | None, control: str) -> str:
+def _refusal(ours: Configuration, theirs: Configuration | None, control: str, controls: str) -> str:
     """Why there is no difference; empty when there is one."""
     if ours.is_baseline or (ours.is_random and control == "random"):
         return "it is a control"
     if not ours.runs:
         return "no run of it has finished"
     if theirs is None or not theirs.runs:
-        return NO_CONTROL[control]
+        return NO_CONTROL[controls].format(KIND[control])
     for side, who in ((ours, "its"), (theirs, "the control's")):
         if side.is_censored:
             return f"{who} pruned or diverged runs are censored, so those that finished are a selection"

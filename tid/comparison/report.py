@@ -99,14 +99,16 @@ def build(runs: list[RunRecord], question: Question) -> Report:
         said.append("no comparison at equal wall-clock: the runs were made on different devices")
     groups = configurations.group(runs, question.controls)
     limits = budgets(groups)
-    found = differences(groups, question.at, question.metric, limits, question.confidence, question.correction)
+    found = differences(
+        groups, question.at, question.metric, limits, question.confidence, question.correction, question.controls
+    )
     rows = [_row(c, groups, question, limits, found) for c in groups]
     rows.sort(key=lambda row: _rank(row, question.at[0]))
     return Report(question, rows, _absent(groups, runs, question.metric), runs, limits, mixed, said)
 
 
 def _rank(row: Row, view: str) -> tuple:
-    """Lowest mean first; a mean of those that pruning left is not ranked among the others."""
+    """Lowest mean first; a mean of those that pruning or divergence left is not ranked among the others."""
     mean = row.views[view].mean
     return not row.n, mean != mean, row.configuration.is_censored, mean, row.configuration.label
 
@@ -155,7 +157,7 @@ def _expected(configuration: Configuration, groups: list[Configuration]) -> set[
 
 
 def _absent(groups: list[Configuration], runs: list[RunRecord], unit: str) -> list[Absent]:
-    """Pruned, failed, running and missing cells, by configuration and seed, then those of no configuration."""
+    """Censored, failed, running and missing cells, by configuration and seed, then those of no configuration."""
     found = []
     for c in groups:
         for seed in sorted(_expected(c, groups) | c.others.keys()):

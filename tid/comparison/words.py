@@ -152,10 +152,11 @@ def _tuned(report: Report) -> list[str]:
         CONTROL[control]: {c.key: f"{c.label} (id {c.key})" for row in report.rows if (c := _control(row, control))}
         for control in CONTROLS
     }
-    named = [f"{control}: {', '.join(found.values())}" for control, found in chosen.items() if found]
+    named = "; ".join(f"{control}: {', '.join(found.values())}" for control, found in chosen.items() if found)
     return [
-        f"Controls are tuned: of each kind the one with the lowest mean on the even documents ({'; '.join(named)}), "
-        "whatever else differs. That is fair only if the controls were searched as widely as what is held against them."
+        "Controls are tuned: of each kind the configuration with the lowest mean on the even documents, censored ones "
+        f"left out, whatever else differs{f' ({named})' if named else ''}. That is fair only if the controls were "
+        "searched as widely as what is held against them."
     ]
 
 

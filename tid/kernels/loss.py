@@ -93,7 +93,7 @@ def cross_entropy_once_kernel(
 
 
 def stretches(columns: int) -> dict[str, int]:
-    """Three powers of 2 that cover a row: the largest below it, the largest below the rest, and what holds the rest."""
+    """Three powers of 2 that cover a row: the largest in it, the largest in the rest, and what holds what is left."""
     first = 2 ** (columns.bit_length() - 1)
     second = 2 ** max(0, (columns - first).bit_length() - 1)
     return {"FIRST": first, "SECOND": second, "THIRD": triton.next_power_of_2(max(1, columns - first - second))}
@@ -108,5 +108,5 @@ def cross_entropy_once_(logits: Tensor, targets: Tensor, vocabulary: int, gradie
 
 
 def once_warps(columns: int) -> int:
-    """So many that each thread holds 32 to 64 numbers."""
+    """So many that no thread holds more than 64 numbers, and of long rows none less than 32."""
     return max(1, min(32, triton.next_power_of_2(columns) // 2048))

@@ -184,7 +184,7 @@ class Search:
                         made.append((trial, cells_of(settings)))
                     except ConfigError as error:
                         last, refused = error, refused + 1
-                        refuse(study, trial, settings, error, say)
+                        tell_impossible(study, trial, settings, error, say)
                 possible += len(made)
                 if refused >= HOPELESS and not possible:
                     raise last
@@ -223,7 +223,7 @@ class Search:
         return asked
 
 
-def refuse(
+def tell_impossible(
     study: optuna.Study, trial: optuna.Trial, settings: list[str], error: ConfigError, say: Callable[[str], None]
 ) -> None:
     """Tell the study that a trial cannot be run, and say why."""

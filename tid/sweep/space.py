@@ -3,12 +3,12 @@
 from typing import Any
 
 import optuna
-from optuna.trial import TrialState
 
 from tid.config import ConfigError, SweepConfig, coerced
 from tid.sweep.conduct import check_all, compare_command, winner_command
 from tid.sweep.grid import Applying, Composer, Interval, search_space
 from tid.sweep.plan import Cell, make_cells, sweep_folder
+from tid.sweep.trials import has_result
 
 NEW_SEEDS = 5  # for the winner's runs
 
@@ -81,14 +81,20 @@ class Space:
         unused = 1 + max(coerced(self.composer(words))["seed"] for words in meant)
         return [*chosen, f"seed=range({unused},{unused + NEW_SEEDS})"]
 
+    def idle(self, params: dict[str, Any]) -> set[str]:
+        """Keys of the fixed settings that do not apply to these values."""
+        words = self.applying(self.words(as_settings(params), self.seeds[0]))
+        return {text.partition("=")[0] for text in self.fixed if text not in words}
+
     def advice(self, study: optuna.Study, sweep: SweepConfig) -> str:
         """What to do with what was found. Of a search among lists the trials may be compared; where there is an
         interval no two are alike in it, so that none is the control of another."""
         if not any(isinstance(axis, Interval) for axis in self.axes.values()):
             return compare_command([sweep_folder(sweep)])
-        if not any(trial.state == TrialState.COMPLETE for trial in study.trials):
+        if not has_result(study):
             return "no trial has a result"
-        command = winner_command(self.winner(study.best_trial.params), self.axes, sweep.name)
+        params = study.best_trial.params
+        command = winner_command(self.winner(params), {*self.axes, *self.idle(params)}, sweep.name)
         return f"the best trial again, with seeds that had no part in choosing it: {command}"
 
 

@@ -100,6 +100,11 @@ def last_values(cells: list[Cell]) -> list[tuple[int, float]]:
     return [(max(common), statistics.fmean(curve[max(common)] for curve in curves))] if common else []
 
 
+def has_result(study: optuna.Study) -> bool:
+    """Did a trial end well? One that was pruned has a value, too: the last it reported."""
+    return any(trial.state == TrialState.COMPLETE for trial in study.trials)
+
+
 def report(study: optuna.Study, objective: str) -> str:
     """The trials, best first, why others failed, and how many ended in which way. A pruned trial is not ranked."""
     trials = standing(study)
