@@ -19,7 +19,6 @@ from tid.optim import AdamW
 from tid.step import TrainStep
 
 
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """An uninterrupted run."""
