@@ -29,7 +29,8 @@ def test_the_command_of_a_sweeps_cell_is_of_that_cell_alone(sweep):
     with initialize_config_dir(CONF, version_base="1.3"):
         params = compose("train", [f"sweeps={sweep}"], return_hydra_config=True).hydra.sweeper.params
         fixed, space, seeds = grid.search_space(grid.settings_of(params, [f"sweeps={sweep}", "hydra/launcher=slurm"]))
-        cell = [*fixed, *grid.first_values(space), seeds[-1]]
+        first = {key: axis.low if isinstance(axis, grid.Interval) else axis[0] for key, axis in space.items()}
+        cell = [*fixed, *(f"{key}={value}" for key, value in first.items()), seeds[-1]]
         words = shlex.split(command(cell))
         assert words[:5] == ["python", "-m", "tid.train", "-m", "hydra/sweeper=cells"]
         (again,) = grid.combinations(grid.settings_of(params, words[4:]))
