@@ -25,6 +25,7 @@ NUMBERS = {"items": "i32", "length": "i32", "rope_stride": "i32", "vocabulary": 
            "scale": "fp32", "log_gain": "fp32"}  # fmt: skip
 
 
+@pytest.mark.slow
 def test_interpreted_they_compute_what_the_pieces_do():
     """In a process of its own: Triton has to know before it is imported."""
     file = Path(kernel_checks.__file__)
