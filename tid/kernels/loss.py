@@ -41,10 +41,11 @@ def cross_entropy_kernel(
     log_sum = highest + tl.log2(tl.sum(total * tl.exp2(top - highest), axis=0))
     tl.store(nats + row, log_sum / LOG2_E - chosen)
     if GRADIENT:
+        below, gain = log_sum - log_gain, tl.exp2(log_gain)
         for start in range(0, COLUMNS, BLOCK):
             column = start + tl.arange(0, BLOCK)
             x = tl.load(base + column, mask=column < vocabulary, other=float("-inf"))
-            write_gradient(base, x, column, target, log_sum - log_gain, tl.exp2(log_gain), COLUMNS)
+            write_gradient(base, x, column, target, below, gain, COLUMNS)
 
 
 def cross_entropy_(logits: Tensor, targets: Tensor, vocabulary: int, gradient: bool) -> Tensor:
