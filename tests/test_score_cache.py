@@ -103,18 +103,19 @@ def test_what_is_recalled_by_hand():
     step = step_of("entropy", "cached")
     cache, samples = ScoreCache(step.dropout, step.mode, step.batches), torch.arange(2)
     step.batches.load_orders(0, 2)
-    tokens = torch.ones(2, CONTEXT, dtype=torch.int64)  # position 0 is protected
-    nothing = cache.recall(tokens, samples, torch.tensor(5))
+    allowed = torch.ones(2, CONTEXT, dtype=torch.bool)
+    allowed[:, 0] = False
+    nothing = cache.recall(samples, torch.tensor(5))
     assert nothing.scores.isnan().all()
-    assert (nothing.unseen_rows, nothing.unscored, nothing.ages) == (2, 2 * (CONTEXT - 1), 0)
+    assert nothing.counts(allowed) == (2, 2 * (CONTEXT - 1), 0)
     known = step.batches.sequences_of(samples)[0]
     cache.scores[known, 1:4] = torch.tensor([0.5, -2.0, 7.0])
     cache.taken[known, 1:4] = torch.tensor([2, 3, 4], dtype=torch.int32)
-    some = cache.recall(tokens, samples, torch.tensor(5))
+    some = cache.recall(samples, torch.tensor(5))
     assert some.scores[0, 1:4].tolist() == [0.5, -2.0, 7.0]
     assert set(some.scores[0, 4:].tolist()) == {7.0}  # as the one that is dropped last
     assert some.scores[1].isnan().all()
-    assert (some.unseen_rows, some.unscored, some.ages) == (1, 2 * (CONTEXT - 1) - 3, 3 + 2 + 1)
+    assert some.counts(allowed) == (1, 2 * (CONTEXT - 1) - 3, 3 + 2 + 1)
 
 
 @pytest.mark.parametrize("scorer", ["grad_norm", "attention_mass"])

@@ -93,7 +93,7 @@ def test_only_what_is_declared_is_computed(model, scorer):
     model.blocks[0].mlp.register_full_backward_hook(lambda *_: calls.append("backward"))
     scores_of(scorer, model, *window())
     expected = {
-        "nothing": [], "logits": ["MLP", "RMSNorm"], "attention": ["MLP"],
+        "nothing": [], "embeddings": [], "logits": ["MLP", "RMSNorm"], "attention": ["MLP"],
         "gradients": ["MLP", "RMSNorm", "backward"],
     }  # fmt: skip
     assert calls == expected[scorer.needs]
@@ -108,21 +108,22 @@ class Spy:
         self.needs, self.shown = needs, []
 
     def __call__(self, e):
-        offered = ("logits", "attention", "gradients")
+        offered = ("embeddings", "logits", "attention", "gradients")
         self.shown.append({name for name in offered if getattr(e, name) is not None})
         return torch.zeros(e.tokens.shape, device=e.tokens.device)
 
 
-@pytest.mark.parametrize("needs", ["nothing", "logits", "attention", "gradients"])
+@pytest.mark.parametrize("needs", ["nothing", "embeddings", "logits", "attention", "gradients"])
 def test_a_scorer_gets_what_it_needs_and_no_more(model, needs):
     spy = Spy(needs)
     scores_of(spy, model, *window())
-    assert spy.shown == [{needs} - {"nothing"}]
+    assert spy.shown == [set() if needs == "nothing" else {"embeddings", needs}]
 
 
 def test_unknown_need_is_refused():
     parts = [build(group, option) for group, option in (("selector", "lowest"), ("drop_mode", "zero"))]
-    with pytest.raises(ValueError, match="needs 'hidden': wanted one of nothing, logits, attention, gradients"):
+    wanted = "nothing, embeddings, logits, attention, gradients"
+    with pytest.raises(ValueError, match=f"needs 'hidden': wanted one of {wanted}"):
         dropout.check_combination(Spy("hidden"), *parts, build("drop_schedule", "constant"), tiny_shape(), 1)
 
 

@@ -12,7 +12,7 @@ from tid.reductions import PADDING
 from tid.schedules import NoDrop, rate_band
 from tid.scorers import Evidence, NoScorer
 
-NEEDS = ("nothing", "logits", "attention", "gradients")
+NEEDS = ("nothing", "embeddings", "logits", "attention", "gradients")
 LOGIT_CHUNK_BYTES = 1 << 30  # scoring from logits goes row by row once (B, T, V) float32 would be larger
 
 
@@ -72,18 +72,31 @@ def score_flops(shape: GPT, context: int, needs: str) -> float:
     """Floating-point operations of scoring one sequence, from the training pass's: a forward pass is a third of it
     (attention needs no output matrix), a backward pass that stops at the inputs another third."""
     layers, whole = shape.num_layers * shape.layer_flops_per_token(context), shape.flops_per_token(context)
-    return {"nothing": 0.0, "logits": whole, "attention": layers, "gradients": 2 * whole}[needs] / 3 * context
+    thirds = {"nothing": 0.0, "embeddings": 0.0, "logits": whole, "attention": layers, "gradients": 2 * whole}
+    return thirds[needs] / 3 * context
 
 
 @dataclass
 class Choice:
-    """keep (B, T) bool; scores (B, T) float32 as the scorer gave them; dropped, droppable, bad_rows: counts, 0-dim."""
+    """keep (B, T) bool; scores (B, T) float32 as the scorer gave them; allowed (B, T) bool, what may be dropped;
+    bad (B, 1) bool, rows with a score that is not finite. Its counts, 0-dim, need not be there before the pass."""
 
     keep: Tensor
     scores: Tensor
-    dropped: Tensor
-    droppable: Tensor
-    bad_rows: Tensor
+    allowed: Tensor
+    bad: Tensor
+
+    @property
+    def dropped(self) -> Tensor:
+        return (~self.keep).sum()
+
+    @property
+    def droppable(self) -> Tensor:
+        return self.allowed.sum()
+
+    @property
+    def bad_rows(self) -> Tensor:
+        return self.bad.sum()
 
 
 class TokenDropout:
@@ -158,7 +171,8 @@ class TokenDropout:
     def evidence(self, model: Decoder, tokens: Tensor, targets: Tensor, table: Tensor | None = None) -> Evidence:
         """What is known of a batch before any pass; `table` as in `scores`."""
         table = model.embed_tokens.weight if table is None else table
-        return Evidence(tokens, targets, table[: model.shape.vocab_size], self.counts, torch.empty(0))
+        embeddings = None if self.scorer.needs == "nothing" else table[: model.shape.vocab_size]
+        return Evidence(tokens, targets, embeddings, self.counts, torch.empty(0))
 
     @torch.no_grad()
     def logit_scores(self, model: Decoder, e: Evidence, samples: Tensor) -> Tensor:
@@ -190,7 +204,7 @@ class TokenDropout:
     def choose(self, scores: Tensor, tokens: Tensor, band: Tensor, samples: Tensor) -> Choice:
         """Keep mask for scores (B, T).
 
-        A score that is not finite decides nothing: its whole row is counted in `bad_rows` and chosen at random,
+        A score that is not finite decides nothing: its whole row is `bad` and chosen at random,
         or kept whole by a selector that drops no exact count.
         """
         noise = randomness.uniform(self.seed, randomness.SELECTION, samples, tokens.shape[1])
@@ -199,4 +213,4 @@ class TokenDropout:
         ranked = torch.where(bad, noise, scores.masked_fill(~droppable, 0.0))
         chosen_from = droppable if self.selector.exact else droppable & ~bad
         keep = self.selector(ranked, chosen_from, self.row_rates(band, samples), noise, self.state)
-        return Choice(keep, scores, (~keep).sum(), droppable.sum(), bad.sum())
+        return Choice(keep, scores, droppable, bad)

@@ -137,9 +137,8 @@ class FlatUpdate(Update):
     def input_gradient(self) -> Tensor:
         return self.gradients.input_gradient
 
-    def table(self) -> Tensor:
+    def wait_for_table(self) -> None:
         self.scoring.wait(0)
-        return super().table()
 
     def state_dict(self) -> dict:
         self.settle()

@@ -30,13 +30,22 @@ from tid.update import Update
 
 
 class Recalled(NamedTuple):
-    """scores (B, T) float32, all NaN in the rows of which nothing is known; and of the droppable tokens, as 0-dim
-    tensors: rows that are so, tokens without a score, and the sum of the other scores' ages in steps."""
+    """scores (B, T) float32, all NaN in the rows of which nothing is known; known (B, T) bool, which tokens have one
+    of their own, and these scores' ages (B, T) in steps."""
 
     scores: Tensor
-    unseen_rows: Tensor
-    unscored: Tensor
+    known: Tensor
     ages: Tensor
+
+    def counts(self, allowed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Of the tokens that may be dropped, (B, T) bool, as 0-dim tensors: rows of which nothing is known, tokens
+        without a score, and the sum of the other scores' ages."""
+        unseen = ~self.known.any(dim=1, keepdim=True)
+        return (
+            (unseen & allowed).any(dim=1).sum(),
+            (allowed & ~self.known).sum(),
+            torch.where(allowed & self.known, self.ages, 0).sum(),
+        )
 
 
 def first_epoch(sequences: int, samples_per_step: int, bands: np.ndarray) -> str | None:
@@ -66,9 +75,9 @@ class ScoreCache:
         return self.mode.sees_all or self.dropout.scorer.about_prediction
 
     @torch.no_grad()
-    def recall(self, tokens: Tensor, samples: Tensor, step: Tensor) -> Recalled:
-        """What is known of tokens (B, T) of samples (B,) at step ()."""
-        sequences, droppable = self.batches.sequences_of(samples), self.dropout.droppable(tokens)
+    def recall(self, samples: Tensor, step: Tensor) -> Recalled:
+        """What is known of the tokens of samples (B,) at step ()."""
+        sequences = self.batches.sequences_of(samples)
         found = self.scores.index_select(0, sequences)
         known = ~found.isnan()
         unseen = ~known.any(dim=1, keepdim=True)
@@ -77,13 +86,7 @@ class ScoreCache:
         else:
             safe = found.masked_fill(~known, torch.inf).amin(dim=1, keepdim=True)
         scores = torch.where(known, found, torch.where(unseen, torch.nan, safe))
-        ages = step - self.taken.index_select(0, sequences)
-        return Recalled(
-            scores,
-            (unseen & droppable).any(dim=1).sum(),
-            (droppable & ~known).sum(),
-            torch.where(droppable & known, ages, 0).sum(),
-        )
+        return Recalled(scores, known, step - self.taken.index_select(0, sequences))
 
     @torch.no_grad()
     def store(self, samples: Tensor, scores: Tensor, keep: Tensor | None, step: Tensor) -> None:
@@ -128,7 +131,7 @@ def watching(
     """Have the passes within watched: gives the Watch that scores their tokens."""
     model = updating.compute
     noise = dropout.uniform(randomness.SCORES, samples, tokens.shape[1])
-    evidence = replace(dropout.evidence(model, tokens, targets, updating.table()), noise=noise)
+    evidence = replace(dropout.evidence(model, tokens, targets, updating.table), noise=noise)
     watch = Watch(dropout, evidence, model.shape.num_layers, beside)
     model.observe(watch)
     try:
@@ -152,12 +155,22 @@ class Watch:
 
     def inputs(self, x: Tensor) -> None:
         """x (B, T, C): the embeddings as they enter the first layer. Twins need not tell: their update knows."""
-        if self.dropout.scorer.needs == "gradients" and not self.hooked:
+        if self.wants_gradients and not self.hooked:
             self.hooked = True
             x.register_hook(self.gradient)
 
     def gradient(self, gradient: Tensor) -> None:
         self.found = gradient.detach().float()
+
+    @property
+    def wants_gradients(self) -> bool:
+        """Are its scores known only after the backward pass?"""
+        return self.dropout.scorer.needs == "gradients"
+
+    @property
+    def seen(self) -> list[Tensor]:
+        """What the scores of a forward pass are made from."""
+        return self.received if self.found is None else [self.found]
 
     @property
     def wants_attention(self) -> bool:

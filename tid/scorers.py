@@ -2,8 +2,8 @@
 
 A scorer is a component with two declarations and one method:
 
-    needs         what it reads beyond the tokens: "nothing" | "logits" | "attention" | "gradients".
-                  Only what is needed is computed; without need the model does not run at all.
+    needs         what it reads beyond the tokens: "nothing" | "embeddings" | "logits" | "attention" | "gradients".
+                  Only what is needed is computed; for the first two the model does not run at all.
     uses_labels   does the score of token t depend on any token after t?
     __call__(e)   Evidence → scores (B, T), float32.
 
@@ -29,7 +29,7 @@ class Evidence:
 
     tokens: Tensor  # (B, T) int64, the inputs
     targets: Tensor  # (B, T) int64, targets[t] is the token after tokens[t]
-    embeddings: Tensor  # (V, C) float32, the token embedding table
+    embeddings: Tensor | None  # (V, C) float32, the token embedding table; None if needs = "nothing"
     counts: Tensor  # (V,) float32, occurrences of each token in the training text
     noise: Tensor  # (B, T) uniform [0, 1), a fixed function of seed and sample
     logits: Tensor | None = None  # (B, T, V) float32; needs = "logits"
@@ -162,7 +162,7 @@ class AttentionMass(FromPass):
 class EmbeddingNorm:
     """‖e_t‖₂ of the token's embedding: frequent function words tend to have small ones."""
 
-    needs: ClassVar = "nothing"
+    needs: ClassVar = "embeddings"
     uses_labels: ClassVar = False
 
     def __call__(self, e: Evidence) -> Tensor:

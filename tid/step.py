@@ -110,7 +110,7 @@ class TrainStep:
     def compile(self) -> None:
         """Have torch compile what is worth fusing and has not been: a flat update's twins are made of such pieces. A
         handful of numbers takes as long as a thousand, so the bookkeeping is worth it too."""
-        fuse(self, "micro_batch", "none_dropped", "tally", "record")
+        fuse(self, "micro_batch", "none_dropped", "counts", "tally", "record")
         if self.cache:
             fuse(self.cache, "recall", "store")
         if self.updating.capturable:
@@ -159,13 +159,14 @@ class TrainStep:
                 nats = all_nats(self.updating.compute, *mine[:2]) if drops and self.shares_pass else None
                 keep, counts = self.choose(tokens, samples, mine, watch) if drops else (None, self.none_dropped(tokens))
                 loss = self.loss(*mine[:2], keep, kept_max, nats)
+            early = self.cache and not watch.wants_gradients
+            if early:  # the backward pass need not wait
+                with self.updating.beside(samples, *watch.seen, *(() if keep is None else (keep,))):
+                    self.remember(watch, samples, keep)
             last = micro == self.accumulate_steps - 1
             self.updating.backward(loss.objective / (self.accumulate_steps * distributed.number()), last)
-            if self.cache:
-                predictions = self.samples * self.batches.context  # the loss is their mean
-                scores = watch.scores(predictions / self.updating.scale, self.updating.input_gradient)
-                scores = distributed.gather_rows(scores)
-                self.cache.store(samples, scores, keep, self.step)
+            if self.cache and not early:
+                self.remember(watch, samples, keep)
             self.tally(objective, totals, Loss(loss.objective.detach(), loss.nats.detach()), counts)
         return objective, totals
 
@@ -212,13 +213,15 @@ class TrainStep:
         """Keep mask (B, T) and COUNTS (5,) float32 of the whole batch: each process scores its own rows and all choose
         together. mine, watch: see `watching`."""
         with self.score_watch:
-            recalled = self.cache.recall(tokens, samples, self.step) if self.cache else None
+            recalled = self.cache.recall(samples, self.step) if self.cache else None
             if recalled:
                 scores = recalled.scores
             elif self.shares_pass:
                 scores = distributed.gather_rows(watch.scores())
             else:
-                table = self.updating.table()
+                if self.dropout.scorer.needs == "embeddings":
+                    self.updating.wait_for_table()
+                table = self.updating.table
                 scores = distributed.gather_rows(self.dropout.scores(self.updating.scoring, *mine, table))
             choice = self.dropout.choose(scores, tokens, self.now(self.bands), samples)
         with self.updating.beside(tokens, *vars(choice).values(), *(recalled or ())):
@@ -230,11 +233,21 @@ class TrainStep:
         flat = tokens.flatten()
         self.token_seen.index_add_(0, flat, torch.ones_like(flat))
         self.token_drops.index_add_(0, flat, (~choice.keep).flatten().long())
-        counts = [choice.dropped, choice.droppable, choice.bad_rows]
+        return self.counts(choice, recalled)
+
+    def counts(self, choice: Choice, recalled: Recalled | None) -> Tensor:
+        """COUNTS (5,) float32 of a micro-batch that drops."""
+        bad_rows, unscored, ages = choice.bad_rows, torch.zeros_like(choice.bad_rows), torch.zeros_like(choice.bad_rows)
         if recalled:
-            counts[2] = counts[2] - recalled.unseen_rows  # nothing is wrong with them
-            return torch.stack((*counts, recalled.unscored, recalled.ages)).float()
-        return torch.cat((torch.stack(counts), torch.zeros_like(counts[0]).expand(2))).float()
+            unseen_rows, unscored, ages = recalled.counts(choice.allowed)
+            bad_rows = bad_rows - unseen_rows  # nothing is wrong with them
+        return torch.stack((choice.dropped, choice.droppable, bad_rows, unscored, ages)).float()
+
+    def remember(self, watch: Watch, samples: Tensor, keep: Tensor | None) -> None:
+        """Keep the scores of the pass that `watch` has seen."""
+        predictions = self.samples * self.batches.context  # the loss is their mean
+        scores = watch.scores(predictions / self.updating.scale, self.updating.input_gradient)
+        self.cache.store(samples, distributed.gather_rows(scores), keep, self.step)
 
     def none_dropped(self, tokens: Tensor) -> Tensor:
         """COUNTS (5,) of a micro-batch of a step that drops nothing."""

@@ -57,9 +57,14 @@ class Update:
         was dropped; None where nobody noted it."""
         return None
 
+    @property
     def table(self) -> Tensor:
-        """The float32 token embeddings (V or more, C), within a step."""
+        """The float32 token embeddings (V or more, C): up to date once a pass of this step has looked tokens up, or
+        after `wait_for_table`."""
         return self.model.embed_tokens.weight.detach()
+
+    def wait_for_table(self) -> None:
+        """Within a step: what follows reads `table`."""
 
     def backward(self, objective: Tensor, last: bool = True) -> None:
         """Add the gradient of a micro-batch's share of the loss; `last`: no other follows. What a step that drops
