@@ -37,8 +37,8 @@ bench-gpu: .venv/installed  ## measure what README says of speed and memory, on 
 		scorer.source=fresh,cached $(ARGS)
 	$(BIN)/python -m tid.bench measure=steps scorer=none,random drop_mode=zero,skip drop_schedule.rate=0.5 \
 		batch_size=128 peers=gpt2 $(ARGS)
-	$(BIN)/python -m tid.bench measure=steps scorer=none batch_size=8,128 peers=[] \
-		kernels=auto,none,all,cross_entropy_once,row_gradient $(ARGS)
+	$(BIN)/python -m tid.bench measure=steps scorer=none batch_size=8,128 peers=gpt2 \
+		kernels=auto,none $(ARGS)
 	$(BIN)/python -m tid.bench measure=steps scorer=none optim=adamw,adamw_8bit,adamw_4bit,muon peers=[] $(ARGS)
 	$(BIN)/python -m tid.bench measure=run,start scorer=entropy cold=true $(ARGS)
 	$(BIN)/python -m tid.bench measure=memory scorer=entropy optim=adamw,adamw_8bit,adamw_4bit,muon $(ARGS)

@@ -18,11 +18,11 @@ from triton.compiler import ASTSource
 from tid.kernels import between, loss, row_gradient, self_attention
 
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
-TENSORS = dict.fromkeys(("qkv", "dy", "dqkv", "y", "gate_up", "dh", "low", "logits"), "*bf16") | dict.fromkeys(
-    ("targets", "tokens", "order", "ends"), "*i64"
+TENSORS = dict.fromkeys(("qkv", "dy", "dqkv", "y", "gate_up", "dh", "h", "low", "logits"), "*bf16") | dict.fromkeys(
+    ("targets", "tokens", "order", "starts", "ends"), "*i64"
 )
-NUMBERS = {"items": "i32", "length": "i32", "rope_stride": "i32", "vocabulary": "i32", "rows": "i32", "each": "i32",
-           "scale": "fp32", "log_gain": "fp32"}  # fmt: skip
+INTEGERS = ("items", "slots", "length", "rope_stride", "vocabulary", "rows", "each")
+NUMBERS = dict.fromkeys(INTEGERS, "i32") | {"scale": "fp32", "log_gain": "fp32"}
 
 
 @pytest.mark.slow
@@ -62,7 +62,8 @@ def test_they_compile_for_gpus_that_are_not_here(capability):
         (loss.cross_entropy_once_kernel,
          {"COLUMNS": 50304, **loss.stretches(50304), "GRADIENT": True, "num_warps": loss.once_warps(50304)}),
         (row_gradient.add_rows_kernel,
-         {"SIZE": 768, "BLOCK": row_gradient.COLUMNS, "AT_ONCE": row_gradient.AT_ONCE}),
+         {"SIZE": 768, "BLOCK": row_gradient.COLUMNS, "AT_ONCE": row_gradient.AT_ONCE, "SHARE": row_gradient.SHARE}),
+        (row_gradient.add_shares_kernel, {"SIZE": 768, "BLOCK": 1024, "SHARE": row_gradient.SHARE}),
         (between.norm_gradient_kernel, {"SIZE": 768, "BLOCK": 1024, "AT_ONCE": 2, "AHEAD": 3, "num_warps": 4}),
     ]
     if capability >= 90:

@@ -10,11 +10,10 @@ from tiny import build
 from tid import pieces
 from tid.config import ConfigError
 from tid.device import choose_fast, is_hopper
-from tid.pieces import BY_HAND, TIMED
+from tid.pieces import BY_HAND
 
 CPU = torch.device("cpu")
 SHAPE = build("model", "gpt_125m")
-ALL = tuple(name for name in BY_HAND if name != "cross_entropy")  # cross_entropy_once stands in for it
 
 
 def chosen(kernels: str, shape=SHAPE, context: int = 128, precision: str = "bf16") -> tuple[str, ...]:
@@ -35,13 +34,13 @@ def test_elsewhere_none_is_the_default():
 
 def test_elsewhere_all_can_be_asked_for_but_attention():
     pytest.importorskip("triton")
-    assert chosen("all") == ALL[1:] and chosen(BY_HAND[1]) == BY_HAND[1:2]
+    assert chosen("all") == BY_HAND[1:] and chosen(BY_HAND[1]) == BY_HAND[1:2]
     with pytest.raises(ValueError, match="attention by hand wants a Hopper GPU"):
         chosen("attention")
 
 
 def test_on_hopper_those_that_were_timed_are_the_default(hopper):
-    assert chosen("auto") == TIMED and chosen("none") == () and chosen("all") == ALL
+    assert chosen("auto") == chosen("all") == BY_HAND and chosen("none") == ()
     assert chosen("row_gradient") == ("row_gradient",)
 
 
@@ -51,8 +50,6 @@ def test_on_hopper_those_that_were_timed_are_the_default(hopper):
         ("attention", {"context": 129}, "a context of at most 128 tokens"),
         ("attention", {"precision": "fp32"}, "16-bit precision"),
         ("attention", {"shape": dataclasses.replace(SHAPE, num_heads=6)}, "a head size of 32 or 64"),
-        ("cross_entropy_once", {"precision": "fp32"}, "16-bit precision"),
-        ("cross_entropy_once", {"shape": dataclasses.replace(SHAPE, vocab_size=128_000)}, "at most 57,344 tokens"),
     ],
 )
 def test_only_kernels_that_will_run_are_named(hopper, lacking, changes, why):

@@ -46,7 +46,7 @@ class BenchConfig(BaseModel):
     peers: Annotated[list[Literal["eager", "compiled", "gpt2"]], BeforeValidator(config.as_list)]
     kernels: Annotated[
         list[Literal["auto", "none", "all", "attention", "swiglu_gradient", "cross_entropy", "norm_gradient",
-                     "cross_entropy_once", "row_gradient"]],
+                     "row_gradient"]],
         BeforeValidator(config.as_list),
         Field(min_length=1),
     ]

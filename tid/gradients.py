@@ -39,7 +39,7 @@ class Gradients:
         self.norm_sums = torch.zeros(2 * len(self.parts) - 1, pieces.norm_groups, shapes[0][1], device=device)
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self.square_sum = pieces.fuse(square_sum)
-        self.places_of, self.add_rows_ = pieces.places_of, pieces.add_rows_
+        self.pieces = pieces
         self.begin()
 
     def begin(self) -> None:
@@ -103,19 +103,19 @@ class Gradients:
                 self.finish(part)
         self.hold(dy, x)
 
-    def take_norm(self, number: int, add_: Callable, dh: Tensor, x: Tensor, inverse: Tensor) -> None:
+    def take_norm(self, number: int, add_: Callable, dh: Tensor, h: Tensor, weight: Tensor) -> None:
         """Have `add_` add the gradient of norm `number` from what its backward pass knows: see tid.pieces.Norm."""
         with self.beside(), torch.no_grad():
-            groups = math.gcd(inverse.numel(), self.norm_sums.shape[1])
-            add_(self.norm_sums[number, :groups], dh, x, inverse)
-        self.hold(dh, x, inverse)
+            groups = math.gcd(h.numel() // h.shape[-1], self.norm_sums.shape[1])
+            add_(self.norm_sums[number, :groups], dh, h, weight)
+        self.hold(dh, h)
 
     def expect_rows(self, tokens: Tensor) -> Any:
         """What will say to which rows of the embedding the gradient of a pass on tokens (N,) is to be added."""
-        if self.places_of is None:
+        if not self.pieces.orders_rows(len(tokens)):
             return tokens
         with self.beside():
-            places = self.places_of(tokens)
+            places = self.pieces.kernels.in_order(tokens)
         self.hold(tokens)
         return places
 
@@ -142,7 +142,7 @@ class Gradients:
         if self.table_written:
             torch.cuda.current_stream().wait_event(self.table_written)
         for dy, places in self.rows:
-            self.add_rows_(self.matrices[0], dy, places)
+            self.pieces.add_rows_(self.matrices[0], dy, places)
         self.rows = []
         self.join()
         if self.last:
@@ -194,5 +194,5 @@ class NormSink:
     def sums(self) -> Tensor:
         return self.gradients.norm_sums[self.number]
 
-    def __call__(self, add_: Callable, dh: Tensor, x: Tensor, inverse: Tensor) -> None:
-        self.gradients.take_norm(self.number, add_, dh, x, inverse)
+    def __call__(self, add_: Callable, dh: Tensor, h: Tensor, weight: Tensor) -> None:
+        self.gradients.take_norm(self.number, add_, dh, h, weight)

@@ -16,12 +16,11 @@ from torch.autograd import Function
 
 from tid.device import is_hopper
 from tid.model import GPT, Rope, attention_received, explicit_attention, rotate
-from tid.products import add_rows_
+from tid.products import GRAM_ROWS, add_rows_
 from tid.reductions import PADDING, log_sum_exp
 from tid.rows import filled, look_up
 
-TIMED = ("attention", "swiglu_gradient", "cross_entropy", "norm_gradient")  # of tid.kernels: faster on Hopper GPUs
-BY_HAND = (*TIMED, "cross_entropy_once", "row_gradient")  # all that tid.kernels has
+BY_HAND = ("attention", "swiglu_gradient", "cross_entropy", "norm_gradient", "row_gradient")  # what tid.kernels has
 GROUPS, FOLD = 128, 8  # a norm's weight gradient is first summed in at most so many groups of rows, so many at a time
 
 
@@ -32,26 +31,39 @@ def normed(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> tuple[T
     return (x * inverse * weight).to(dtype), inverse
 
 
+def rows_of(table: Tensor, tokens: Tensor) -> Tensor:
+    """Rows of the embedding (V, C) for tokens (B, T), float32."""
+    return F.embedding(tokens, table).float()
+
+
 def add_normed(x: Tensor, branch: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> tuple[Tensor, ...]:
     """The residual stream x + branch (B, T, C), and `normed` of it."""
     x = x + branch
     return x, *normed(x, weight, eps, dtype)
 
 
-def normed_gradient(dh: Tensor, dx: Tensor | None, x: Tensor, inverse: Tensor, weight: Tensor, dtype) -> tuple:
-    """Gradient (B, T, C) of `normed`'s input, plus dx that comes along the residual stream; in float32, and in
-    `dtype` unless that is None."""
-    hat, g = x.float() * inverse, dh.float() * weight
+def unweighted(h: Tensor, weight: Tensor) -> Tensor:
+    """x / rms of `normed`'s input x, from its output h: float32, as exact as h's dtype. 0 where the weight is 0."""
+    return torch.where(weight == 0, 0.0, h.float() / weight)
+
+
+def normed_gradient(dh: Tensor, dx: Tensor | None, h: Tensor, inverse: Tensor, weight: Tensor, dtype) -> tuple:
+    """Gradient (B, T, C) of `normed`'s input from that of its output h, plus dx that comes along the residual stream;
+    in float32, and in `dtype` unless that is None.
+
+    From the output, which the product after it keeps anyway: the float32 input need be neither kept nor read again.
+    """
+    hat, g = unweighted(h, weight), dh.float() * weight
     found = inverse * (g - hat * (g * hat).mean(dim=-1, keepdim=True))
     found = found if dx is None else found + dx
     return found, None if dtype is None else found.to(dtype)
 
 
-def add_norm_weight_gradient_(sums: Tensor, dh: Tensor, x: Tensor, inverse: Tensor) -> None:
+def add_norm_weight_gradient_(sums: Tensor, dh: Tensor, h: Tensor, weight: Tensor) -> None:
     """Add the gradient of the norm's weight to `sums` (groups, C) float32, of which each takes an equal part of the
     rows. Rows are added eight at a time, element by element, as long as that comes out even: as a reduction over rows
     it is ten times as slow."""
-    rows = (dh.float() * (x.float() * inverse)).flatten(0, 1)
+    rows = (dh.float() * unweighted(h, weight)).flatten(0, 1)
     while (each := len(rows) // len(sums)) > 1:
         if each % FOLD and each > FOLD:
             rows = rows.unflatten(0, (-1, each)).sum(1)
@@ -70,22 +82,22 @@ class Norm(Function):
             total, (h, inverse) = x, pieces.normed(x, weight, eps, dtype)
         else:
             total, h, inverse = pieces.add_normed(x, branch, weight, eps, dtype)
-        ctx.save_for_backward(total, inverse, weight)
+        ctx.save_for_backward(h, inverse, weight)
         ctx.set_materialize_grads(False)
         ctx.pieces, ctx.sink, ctx.dtype = pieces, sink, dtype if branch is None else branch.dtype
         return total, h
 
     @staticmethod
     def backward(ctx, dtotal: Tensor | None, dh: Tensor) -> tuple:
-        total, inverse, weight = ctx.saved_tensors
+        h, inverse, weight = ctx.saved_tensors
         dtype, pieces = ctx.dtype if ctx.needs_input_grad[1] else None, ctx.pieces
         if "norm_gradient" in pieces.by_hand:
             sums = ctx.sink.sums if ctx.sink else None
-            found = pieces.kernels.norm_gradient(dh, dtotal, total, inverse, weight, dtype, sums)
+            found = pieces.kernels.norm_gradient(dh, dtotal, h, inverse, weight, dtype, sums)
         else:
-            found = pieces.normed_gradient(dh, dtotal, total, inverse, weight, dtype)
+            found = pieces.normed_gradient(dh, dtotal, h, inverse, weight, dtype)
             if ctx.sink:
-                ctx.sink(pieces.add_norm_weight_gradient_, dh, total, inverse)
+                ctx.sink(pieces.add_norm_weight_gradient_, dh, h, weight)
         return *found, None, None, None, None, None
 
 
@@ -191,20 +203,17 @@ def cross_entropy_gradient_(logits: Tensor, targets: Tensor, log_sum: Tensor, dn
 
 def by_hand_for(kernels: str, shape: GPT, context: int, precision: str, device: torch.device) -> tuple[str, ...]:
     """Which of BY_HAND a model of this shape takes from tid.kernels, if its config has `kernels`: none, one of them,
-    all that can be had here, or auto: of these the ones that were timed and faster, on Hopper GPUs. Raises ValueError
-    for one that cannot be had."""
+    all that can be had here, or auto: these on Hopper GPUs, where they were timed and faster. Raises ValueError for one
+    that cannot be had."""
     if kernels == "none" or (kernels == "auto" and not is_hopper(device)):
         return ()
     from tid.kernels import wants
 
-    wanted = {"auto": TIMED, "all": BY_HAND}.get(kernels, (kernels,))
+    wanted = BY_HAND if kernels in ("auto", "all") else (kernels,)
     lacking = {name: wants(name, shape, context, precision, device) for name in wanted}
     if lacking.get(kernels):
         raise ValueError(f"{kernels} by hand wants {lacking[kernels]}")
-    had = [name for name in wanted if not lacking[name]]
-    if "cross_entropy_once" in had and "cross_entropy" in had:
-        had.remove("cross_entropy")  # it stands in for it
-    return tuple(had)
+    return tuple(name for name in wanted if not lacking[name])
 
 
 class Pieces:
@@ -212,9 +221,9 @@ class Pieces:
     `by_hand`, of BY_HAND, are left to tid.kernels."""
 
     FUNCTIONS = (
-        normed, add_normed, normed_gradient, add_norm_weight_gradient_, split_heads, split_heads_gradient, swiglu,
-        swiglu_gradient, attention_with_mass, attention_received, cross_entropy, cross_entropy_gradient_, scaled_rows,
-        look_up, filled,
+        rows_of, normed, add_normed, normed_gradient, add_norm_weight_gradient_, split_heads, split_heads_gradient,
+        swiglu, swiglu_gradient, attention_with_mass, attention_received, cross_entropy, cross_entropy_gradient_,
+        scaled_rows, look_up, filled,
     )  # fmt: skip
 
     def __init__(self, compiled: bool = False, by_hand: tuple[str, ...] = ()) -> None:
@@ -229,15 +238,6 @@ class Pieces:
             self.kernels = kernels
         if "swiglu_gradient" in by_hand:
             self.swiglu_gradient = kernels.swiglu_gradient
-        # makes beforehand what `add_rows_` is to be told of the tokens whose rows it adds to; None: the tokens
-        self.places_of, self.add_rows_ = None, add_rows_
-        if "row_gradient" in by_hand:
-            self.places_of, self.add_rows_ = kernels.in_order, kernels.add_rows_
-        self.cross_entropy_ = None  # turns logits into their gradient at once
-        if "cross_entropy_once" in by_hand:
-            self.cross_entropy_ = kernels.cross_entropy_once_
-        elif "cross_entropy" in by_hand:
-            self.cross_entropy_ = kernels.cross_entropy_
 
     def fuse(self, function: Callable) -> Callable:
         return torch.compile(function, dynamic=False) if self.compiled else function
@@ -250,3 +250,12 @@ class Pieces:
     def attends(self, qkv: Tensor, num_heads: int, visible: Tensor | None) -> bool:
         """Is this attention left to tid.kernels?"""
         return "attention" in self.by_hand and self.kernels.attends(qkv, num_heads, visible)
+
+    def orders_rows(self, count: int) -> bool:
+        """Are the gradients of the embedding's rows that so many tokens name summed by tid.kernels?"""
+        return "row_gradient" in self.by_hand and count > GRAM_ROWS
+
+    def add_rows_(self, table: Tensor, rows: Tensor, places: Any) -> None:
+        """Add rows (N, C) to those of table (V, C) that `places` names: tokens (N,), or what tid.kernels has made of
+        them."""
+        (add_rows_ if isinstance(places, Tensor) else self.kernels.add_rows_)(table, rows, places)

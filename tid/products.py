@@ -37,14 +37,14 @@ class Rows(Function):
     what the sink has made of the tokens beforehand."""
 
     @staticmethod
-    def forward(ctx, tokens: Tensor, table: Tensor, sink: Any) -> Tensor:
+    def forward(ctx, tokens: Tensor, table: Tensor, pieces: Any, sink: Any) -> Tensor:
         ctx.places, ctx.sink = sink.expect(tokens.flatten()), sink
-        return F.embedding(tokens, table).float()
+        return pieces.rows_of(table, tokens)
 
     @staticmethod
     def backward(ctx, dy: Tensor) -> tuple:
         ctx.sink(dy.flatten(0, 1), ctx.places)
-        return None, None, None
+        return None, None, None, None
 
 
 class Nats(Function):
@@ -87,7 +87,7 @@ class NatsByHand(Function):
             watch(logits, vocabulary)
         ctx.save_for_backward(x)
         ctx.logits, ctx.table, ctx.pieces, ctx.sink = logits, table, pieces, sink
-        return pieces.cross_entropy_(logits, targets, vocabulary, gradient=ctx.needs_input_grad[0])
+        return pieces.kernels.cross_entropy_(logits, targets, vocabulary, gradient=ctx.needs_input_grad[0])
 
     @staticmethod
     def backward(ctx, dnats: Tensor) -> tuple:

@@ -140,8 +140,8 @@ class Twin(Decoder):
     def embed(self, tokens: Tensor) -> Tensor:
         self.wait(0)
         if self.row_sink is None or not torch.is_grad_enabled():
-            return super().embed(tokens)
-        return Rows.apply(tokens, self.embed_tokens.weight, self.row_sink)
+            return self.pieces.rows_of(self.embed_tokens.weight, tokens)
+        return Rows.apply(tokens, self.embed_tokens.weight, self.pieces, self.row_sink)
 
     def layers(
         self,
@@ -170,7 +170,7 @@ class Twin(Decoder):
         if self.head_sink and torch.is_grad_enabled():
             self.head_sink.expect()
         watch = self.watch and self.watch.logits
-        function = NatsByHand if self.pieces.cross_entropy_ else Nats
+        function = NatsByHand if "cross_entropy" in self.pieces.by_hand else Nats
         nats = function.apply(h, table, targets.flatten(), self.shape.vocab_size, self.pieces, self.head_sink, watch)
         return nats.view_as(targets)
 

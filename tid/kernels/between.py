@@ -31,13 +31,14 @@ def swiglu_gradient(gate_up: Tensor, dy: Tensor) -> Tensor:
 
 @triton.jit
 def norm_gradient_kernel(
-    dh, dx, x, inverse, weight, out, low, sums, rows, each,
+    dh, dx, h, inverse, weight, out, low, sums, rows, each,
     SIZE: tl.constexpr, BLOCK: tl.constexpr, AT_ONCE: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
     """One program for `each` rows, AT_ONCE at a time, of which so many are read ahead; dx, low and sums may be None."""
     program, column = tl.program_id(0), tl.arange(0, BLOCK)
     there = column < SIZE
     w = tl.load(weight + column, mask=there, other=0.0)
+    unweighted = tl.where(w == 0, 0.0, 1 / w)
     total = tl.zeros((AT_ONCE, BLOCK), tl.float32)
     for start in tl.range(0, each, AT_ONCE, num_stages=AHEAD):
         own = start + tl.arange(0, AT_ONCE)
@@ -46,9 +47,9 @@ def norm_gradient_kernel(
         inside = mine[:, None] & there[None, :]
         at = row[:, None] * SIZE + column[None, :]
         d = tl.load(dh + at, mask=inside, other=0.0).to(tl.float32)
-        v = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
+        v = tl.load(h + at, mask=inside, other=0.0).to(tl.float32)
         r = tl.load(inverse + row, mask=mine, other=0.0)[:, None]
-        hat, g = v * r, d * w[None, :]
+        hat, g = v * unweighted[None, :], d * w[None, :]
         found = r * (g - hat * (tl.sum(g * hat, axis=1) / SIZE)[:, None])
         if dx is not None:
             found += tl.load(dx + at, mask=inside, other=0.0)
@@ -62,19 +63,19 @@ def norm_gradient_kernel(
 
 
 def norm_gradient(
-    dh: Tensor, dx: Tensor | None, x: Tensor, inverse: Tensor, weight: Tensor, dtype: torch.dtype | None,
+    dh: Tensor, dx: Tensor | None, h: Tensor, inverse: Tensor, weight: Tensor, dtype: torch.dtype | None,
     sums: Tensor | None,
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """`tid.pieces.normed_gradient`; the gradient of the norm's weight is added to `sums` (programs, C) float32, by each
     program that of its rows, unless that is None."""
-    size, rows, programs = x.shape[-1], inverse.numel(), PROGRAMS if sums is None else len(sums)
-    out = torch.empty(x.shape, device=x.device)
-    low = None if dtype is None else torch.empty(x.shape, device=x.device, dtype=dtype)
+    size, rows, programs = h.shape[-1], inverse.numel(), PROGRAMS if sums is None else len(sums)
+    out = torch.empty(h.shape, device=h.device)
+    low = None if dtype is None else torch.empty(h.shape, device=h.device, dtype=dtype)
     each = triton.cdiv(rows, programs)
     ahead = 3 if each >= 16 else 1
-    dh, dx = dh.contiguous(), None if dx is None else dx.contiguous()
+    dh, h, dx = dh.contiguous(), h.contiguous(), None if dx is None else dx.contiguous()
     norm_gradient_kernel[(programs,)](
-        dh, dx, x, inverse, weight, out, low, sums, rows, each,
+        dh, dx, h, inverse, weight, out, low, sums, rows, each,
         size, triton.next_power_of_2(size), 2, ahead, num_warps=4,
     )  # fmt: skip
     return out, low

@@ -11,6 +11,7 @@ from tid.kernels.self_attention import LOG2_E
 
 GAIN = 256.0  # of the gradient: 16-bit floats with 5 bits of exponent lose probabilities below 6e-5
 LONGEST_ROW = 57_344  # columns of 16 bits that a multiprocessor's registers hold beside all else
+ONCE_ROWS = 4096  # from so many rows on it pays that a row fills a multiprocessor
 
 
 @triton.jit
@@ -51,6 +52,8 @@ def cross_entropy_kernel(
 def cross_entropy_(logits: Tensor, targets: Tensor, vocabulary: int, gradient: bool) -> Tensor:
     """Nats (N,) float32 of logits (N, rows) whose columns from `vocabulary` on are padding. With `gradient` the logits
     become GAIN · (softmax − one-hot)."""
+    if len(logits) >= ONCE_ROWS and logits.element_size() == 2 and logits.shape[1] <= LONGEST_ROW:
+        return cross_entropy_once_(logits, targets, vocabulary, gradient)
     nats = torch.empty(len(logits), device=logits.device)
     constants = {"COLUMNS": logits.shape[1], "BLOCK": 4096, "GRADIENT": gradient, "num_warps": 16}
     cross_entropy_kernel[(len(logits),)](logits, targets, nats, vocabulary, math.log2(GAIN), **constants)
