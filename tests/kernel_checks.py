@@ -9,7 +9,6 @@ from torch import Tensor
 
 from tid import kernels, pieces
 from tid.gradients import Gradients
-from tid.kernels import loss
 from tid.model import explicit_attention, rope_table, token_nats
 from tid.pieces import Pieces
 from tid.twin import Twin, matrices_of, twin_shapes
@@ -72,13 +71,12 @@ def check_cross_entropy(device: torch.device) -> None:
         wanted, log_sum = pieces.cross_entropy(logits, targets, vocabulary)
         gradient = logits.clone()
         pieces.cross_entropy_gradient_(gradient, targets, log_sum, torch.ones_like(wanted), vocabulary)
-        for kernel in (kernels.cross_entropy_, loss.cross_entropy_once_):
-            mine = logits.clone()
-            close(kernel(mine, targets, vocabulary, gradient=False), wanted)
-            assert torch.equal(mine, logits)
-            close(kernel(mine, targets, vocabulary, gradient=True), wanted)
-            close(mine / kernels.GAIN, gradient)
-            assert not mine[:, vocabulary:].any()
+        mine = logits.clone()
+        close(kernels.cross_entropy_(mine, targets, vocabulary, gradient=False), wanted)
+        assert torch.equal(mine, logits)
+        close(kernels.cross_entropy_(mine, targets, vocabulary, gradient=True), wanted)
+        close(mine / kernels.GAIN, gradient)
+        assert not mine[:, vocabulary:].any()
 
 
 @mock.patch.object(pieces, "GRAM_ROWS", 0)

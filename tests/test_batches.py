@@ -122,12 +122,14 @@ def test_count_in_windows_against_counting(token, stride, length):
     assert count_in_windows(text, token, windows, stride, length).tolist() == expected
 
 
-def test_protected_counts_are_those_of_the_inputs():
+@pytest.mark.parametrize("first", [0, 1, 5, 16])
+def test_protected_counts_are_those_of_the_inputs(first):
     batches = make(tiny_text(500), stride=7)
     n = batches.num_sequences
     batches.load_orders(0, n)
     tokens, _ = batches.gather(torch.arange(n))
-    assert (tokens == EOT).sum(dim=1).tolist() == batches.protected_counts[batches.sequences(0, n)].tolist()
+    counted = batches.protected_counts(first)[batches.sequences(0, n)]
+    assert (tokens[:, first:] == EOT).sum(dim=1).tolist() == counted.tolist()
 
 
 def test_text_shorter_than_one_sequence_is_refused():

@@ -59,8 +59,6 @@ def test_they_compile_for_gpus_that_are_not_here(capability):
     chosen = [
         (between.swiglu_gradient_kernel, {"SIZE": 2048, "BLOCK": 1024}),
         (loss.cross_entropy_kernel, {"COLUMNS": 50304, "BLOCK": 4096, "GRADIENT": True, "num_warps": 16}),
-        (loss.cross_entropy_once_kernel,
-         {"COLUMNS": 50304, **loss.stretches(50304), "GRADIENT": True, "num_warps": loss.once_warps(50304)}),
         (row_gradient.add_rows_kernel,
          {"SIZE": 768, "BLOCK": row_gradient.COLUMNS, "AT_ONCE": row_gradient.AT_ONCE, "SHARE": row_gradient.SHARE}),
         (row_gradient.add_shares_kernel, {"SIZE": 768, "BLOCK": 1024, "SHARE": row_gradient.SHARE}),

@@ -23,7 +23,8 @@ class KeptLengths:
 
     def __init__(self, dropout: TokenDropout, batches: Batches, bands: np.ndarray, samples: int) -> None:
         self.dropout, self.batches, self.bands, self.samples = dropout, batches, bands, samples
-        protected = np.quantile(batches.protected_counts, ENOUGH ** (1 / samples), method="higher")
+        self.protected = batches.protected_counts(dropout.protect_first)
+        protected = np.quantile(self.protected, ENOUGH ** (1 / samples), method="higher")
         needed: set[int] = set()
         for most, least in np.unique(self.kept(protected, bands[bands[:, 1] > 0]), axis=0).astype(int):
             needed |= set(range(least, most + 1))
@@ -31,15 +32,14 @@ class KeptLengths:
         self.lengths = sorted({*thinned, batches.context})
 
     def kept(self, protected: np.ndarray, rates: np.ndarray) -> np.ndarray:
-        """Tokens that rows keep at drop rates, float64. Protected ones among the first positions are counted twice: the
-        bound is then loose by those."""
+        """Tokens that rows with so many protected ones after the first positions keep at drop rates, float64."""
         context = self.batches.context
         return context - np.round(np.maximum(0, context - self.dropout.protect_first - protected) * rates)
 
     def __call__(self, step: int) -> int:
         """The length for a step that drops: no row of its batch keeps more."""
         first = np.arange(step * self.samples, (step + 1) * self.samples)
-        protected = self.batches.protected_counts[self.batches.sequences(first[0], self.samples)]
+        protected = self.protected[self.batches.sequences(first[0], self.samples)]
         rates = self.dropout.row_rates(torch.tensor(self.bands[step]), torch.from_numpy(first)).numpy()
         most = self.kept(protected, rates).max()
         return next(length for length in self.lengths if length >= most)

@@ -24,7 +24,7 @@ class Batches:
     ) -> None:
         self.context, self.stride, self.seed = context, stride, seed
         self.num_sequences = count_sequences(len(tokens), context, stride)
-        self.protected_counts = count_in_windows(tokens, protected_token, self.num_sequences, stride, context)
+        self.tokens, self.protected_token = tokens, protected_token
         # torch indexes int16, not uint16, everywhere: the bits are the same, & 0xFFFF restores the value
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*not writable")  # nobody writes to it
@@ -47,6 +47,11 @@ class Batches:
                 self.orders[epoch % 2].copy_(order)
                 self.host_orders[epoch % 2] = order.numpy()
                 self.loaded[epoch % 2] = epoch
+
+    def protected_counts(self, first: int) -> np.ndarray:
+        """How many of the inputs of each sequence from position `first` on are the protected token, (sequences,)."""
+        length = max(0, self.context - first)
+        return count_in_windows(self.tokens[first:], self.protected_token, self.num_sequences, self.stride, length)
 
     def sequences(self, first_sample: int, count: int) -> np.ndarray:
         """Sequence numbers (count,) int64 of samples first_sample … first_sample + count − 1, on the host."""
