@@ -62,7 +62,8 @@ def test_they_compile_for_gpus_that_are_not_here(capability):
         (row_gradient.add_rows_kernel,
          {"SIZE": 768, "BLOCK": row_gradient.COLUMNS, "AT_ONCE": row_gradient.AT_ONCE, "SHARE": row_gradient.SHARE}),
         (row_gradient.add_shares_kernel, {"SIZE": 768, "BLOCK": 1024, "SHARE": row_gradient.SHARE}),
-        (between.norm_gradient_kernel, {"SIZE": 768, "BLOCK": 1024, "AT_ONCE": 2, "AHEAD": 3, "num_warps": 4}),
+        (between.norm_gradient_kernel,
+         {"SIZE": 768, "BLOCK": 1024, "AT_ONCE": 2, "AHEAD": 3, "SMALLEST": between.SMALLEST_WEIGHT, "num_warps": 4}),
     ]
     if capability >= 90:
         for length, own in [(64, False), (128, False), (128, True)]:

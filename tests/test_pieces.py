@@ -39,7 +39,7 @@ def test_elsewhere_all_can_be_asked_for_but_attention():
         chosen("attention")
 
 
-def test_on_hopper_those_that_were_timed_are_the_default(hopper):
+def test_on_hopper_all_are_the_default(hopper):
     assert chosen("auto") == chosen("all") == BY_HAND and chosen("none") == ()
     assert chosen("row_gradient") == ("row_gradient",)
 

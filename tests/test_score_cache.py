@@ -13,6 +13,7 @@ from tid.loop import cache_figures
 from tid.pieces import Pieces
 from tid.schedules import Late
 from tid.score_cache import ScoreCache, first_epoch
+from tid.scorers import FromPass
 from tid.step import COLUMNS
 
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
@@ -172,6 +173,16 @@ def check(scorer: str, mode: str) -> None:
 def test_attention_of_gathered_tokens_is_refused():
     with pytest.raises(ValueError, match="scorer.source=cached: drop_mode Skip"):
         check("attention_mass", "skip")
+
+
+@pytest.mark.parametrize("wanted", ["nothing", "embeddings"])
+def test_a_scorer_without_a_pass_has_none_to_spare(wanted):
+    class Passless(FromPass):
+        needs, uses_labels = wanted, False
+
+    parts = (build(group, option) for group, option in [("selector", "lowest"), ("drop_mode", "zero")])
+    with pytest.raises(ValueError, match=f"scorer Passless needs '{wanted}', so there is no pass to spare"):
+        check_combination(Passless("cached"), *parts, build("drop_schedule", "constant"), tiny_shape(), protect_first=1)
 
 
 def test_a_score_that_is_no_number_is_not_kept():

@@ -43,6 +43,16 @@ def test_a_score_that_is_not_finite_is_counted_and_decides_nothing():
     assert step.bad_step == -1
 
 
+@pytest.mark.parametrize(
+    ("scorer", "mode", "waits"), [("random", "zero", 0), ("embedding_norm", "zero", 1), ("random", "mask_token", 1)]
+)
+def test_only_who_reads_them_waits_for_the_updates_of_embeddings_and_vectors(monkeypatch, scorer, mode, waits):
+    step, calls = tiny_step(scorer=scorer, mode=mode), []
+    monkeypatch.setattr(step.updating, "wait_for_table", lambda: calls.append(1))
+    step(0)
+    assert len(calls) == waits
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_half_precision_trains_like_float32(precision):
     reference = run(tiny_step(), 6)

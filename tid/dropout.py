@@ -26,6 +26,13 @@ def check_combination(scorer: Any, selector: Any, mode: Any, schedule: Any, shap
             f"selector {type(selector).__name__} follows one rate for all sequences, but drop_schedule "
             f"{type(schedule).__name__} gives each its own: use selector=lowest, highest or sampled"
         )
+    if scorer.needs not in NEEDS:
+        raise ValueError(f"scorer {type(scorer).__name__} needs {scorer.needs!r}: wanted one of {', '.join(NEEDS)}")
+    if cached(scorer) and scorer.needs in ("nothing", "embeddings"):
+        raise ValueError(
+            f"scorer.source=cached: scorer {type(scorer).__name__} needs {scorer.needs!r}, so there is no pass to "
+            "spare: use scorer.source=fresh"
+        )
     if cached(scorer) and scorer.needs == "attention" and mode.exact_counts:
         raise ValueError(
             f"scorer.source=cached: drop_mode {type(mode).__name__} trains most layers on the kept tokens alone, whose "
@@ -36,8 +43,6 @@ def check_combination(scorer: Any, selector: Any, mode: Any, schedule: Any, shap
             f"scorer.source=cached: drop_mode {type(mode).__name__} trains on a part of the loss, whose gradient is "
             "not the score: use scorer.source=fresh or another drop_mode"
         )
-    if scorer.needs not in NEEDS:
-        raise ValueError(f"scorer {type(scorer).__name__} needs {scorer.needs!r}: wanted one of {', '.join(NEEDS)}")
     mode.check(shape)
     if getattr(scorer, "of", None) == "predicted" and protect_first < 1:
         raise ValueError(

@@ -21,6 +21,7 @@ from tid.reductions import PADDING, log_sum_exp
 from tid.rows import filled, look_up
 
 BY_HAND = ("attention", "swiglu_gradient", "cross_entropy", "norm_gradient", "row_gradient")  # what tid.kernels has
+SMALLEST_WEIGHT = 1e-30  # of a norm, that can be divided by
 GROUPS, FOLD = 128, 8  # a norm's weight gradient is first summed in at most so many groups of rows, so many at a time
 
 
@@ -43,15 +44,16 @@ def add_normed(x: Tensor, branch: Tensor, weight: Tensor, eps: float, dtype: tor
 
 
 def unweighted(h: Tensor, weight: Tensor) -> Tensor:
-    """x / rms of `normed`'s input x, from its output h: float32, as exact as h's dtype. 0 where the weight is 0."""
-    return torch.where(weight == 0, 0.0, h.float() / weight)
+    """x / rms of `normed`'s input x, from its output h: float32, as exact as h's dtype. 0 where the weight is none."""
+    return torch.where(weight.abs() < SMALLEST_WEIGHT, 0.0, h.float() / weight)
 
 
 def normed_gradient(dh: Tensor, dx: Tensor | None, h: Tensor, inverse: Tensor, weight: Tensor, dtype) -> tuple:
     """Gradient (B, T, C) of `normed`'s input from that of its output h, plus dx that comes along the residual stream;
     in float32, and in `dtype` unless that is None.
 
-    From the output, which the product after it keeps anyway: the float32 input need be neither kept nor read again.
+    From the output, which the product after it keeps anyway: the float32 input need be neither kept nor read again. A
+    channel whose weight is 0 tells nothing of its input there: it counts as 0, and such a weight stays as it is.
     """
     hat, g = unweighted(h, weight), dh.float() * weight
     found = inverse * (g - hat * (g * hat).mean(dim=-1, keepdim=True))

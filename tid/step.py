@@ -159,13 +159,12 @@ class TrainStep:
                 nats = all_nats(self.updating.compute, *mine[:2]) if drops and self.shares_pass else None
                 keep, counts = self.choose(tokens, samples, mine, watch) if drops else (None, self.none_dropped(tokens))
                 loss = self.loss(*mine[:2], keep, kept_max, nats)
-            early = self.cache and not watch.wants_gradients
-            if early:  # the backward pass need not wait
+            if self.cache and not watch.wants_gradients:  # the backward pass need not wait
                 with self.updating.beside(samples, *watch.seen, *(() if keep is None else (keep,))):
                     self.remember(watch, samples, keep)
             last = micro == self.accumulate_steps - 1
             self.updating.backward(loss.objective / (self.accumulate_steps * distributed.number()), last)
-            if self.cache and not early:
+            if self.cache and watch.wants_gradients:
                 self.remember(watch, samples, keep)
             self.tally(objective, totals, Loss(loss.objective.detach(), loss.nats.detach()), counts)
         return objective, totals
@@ -183,6 +182,8 @@ class TrainStep:
         model = self.updating.compute
         if keep is None:
             return plain_loss(model, tokens, targets)
+        if self.learned:  # a mode may use them before it embeds a token
+            self.updating.wait_for_table()
         if nats is None and self.mode.sees_all:
             nats = all_nats(model, tokens, targets)
         return self.mode.loss(model, Batch(tokens, targets, keep[self.mine], kept_max, nats), self.learned)
@@ -237,11 +238,12 @@ class TrainStep:
 
     def counts(self, choice: Choice, recalled: Recalled | None) -> Tensor:
         """COUNTS (5,) float32 of a micro-batch that drops."""
-        bad_rows, unscored, ages = choice.bad_rows, torch.zeros_like(choice.bad_rows), torch.zeros_like(choice.bad_rows)
+        dropped, droppable, bad_rows = choice.dropped, choice.droppable, choice.bad_rows
+        unscored = ages = torch.zeros_like(dropped)
         if recalled:
             unseen_rows, unscored, ages = recalled.counts(choice.allowed)
             bad_rows = bad_rows - unseen_rows  # nothing is wrong with them
-        return torch.stack((choice.dropped, choice.droppable, bad_rows, unscored, ages)).float()
+        return torch.stack((dropped, droppable, bad_rows, unscored, ages)).float()
 
     def remember(self, watch: Watch, samples: Tensor, keep: Tensor | None) -> None:
         """Keep the scores of the pass that `watch` has seen."""

@@ -64,7 +64,7 @@ class Update:
         return self.model.embed_tokens.weight.detach()
 
     def wait_for_table(self) -> None:
-        """Within a step: what follows reads `table`."""
+        """Within a step: what follows reads `table`, or vectors that a drop mode learns."""
 
     def backward(self, objective: Tensor, last: bool = True) -> None:
         """Add the gradient of a micro-batch's share of the loss; `last`: no other follows. What a step that drops

@@ -5,6 +5,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from tid.pieces import SMALLEST_WEIGHT
+
 PROGRAMS = 256  # of a norm's gradient; each sums its rows' part of the weight's
 
 
@@ -32,13 +34,13 @@ def swiglu_gradient(gate_up: Tensor, dy: Tensor) -> Tensor:
 @triton.jit
 def norm_gradient_kernel(
     dh, dx, h, inverse, weight, out, low, sums, rows, each,
-    SIZE: tl.constexpr, BLOCK: tl.constexpr, AT_ONCE: tl.constexpr, AHEAD: tl.constexpr,
+    SIZE: tl.constexpr, BLOCK: tl.constexpr, AT_ONCE: tl.constexpr, AHEAD: tl.constexpr, SMALLEST: tl.constexpr,
 ):  # fmt: skip
     """One program for `each` rows, AT_ONCE at a time, of which so many are read ahead; dx, low and sums may be None."""
     program, column = tl.program_id(0), tl.arange(0, BLOCK)
     there = column < SIZE
     w = tl.load(weight + column, mask=there, other=0.0)
-    unweighted = tl.where(w == 0, 0.0, 1 / w)
+    unweighted = tl.where(tl.abs(w) < SMALLEST, 0.0, 1 / w)
     total = tl.zeros((AT_ONCE, BLOCK), tl.float32)
     for start in tl.range(0, each, AT_ONCE, num_stages=AHEAD):
         own = start + tl.arange(0, AT_ONCE)
@@ -76,6 +78,6 @@ def norm_gradient(
     dh, h, dx = dh.contiguous(), h.contiguous(), None if dx is None else dx.contiguous()
     norm_gradient_kernel[(programs,)](
         dh, dx, h, inverse, weight, out, low, sums, rows, each,
-        size, triton.next_power_of_2(size), 2, ahead, num_warps=4,
+        size, triton.next_power_of_2(size), 2, ahead, SMALLEST_WEIGHT, num_warps=4,
     )  # fmt: skip
     return out, low
