@@ -1,6 +1,8 @@
 """Imports point one way: train → loop → {step, validation, …} → {model, dropout, …} → {scorers, …}."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -122,3 +124,11 @@ def test_the_command_line_answers_without_torch(name):
 def test_nothing_in_the_package_imports_tests():
     for name, tree in TREES.items():
         assert not packages(imported(tree)) & {"tests", "tiny", "pytest", "conftest"}, name
+
+
+def test_importing_the_package_loads_no_compiler():
+    """It takes a second, and most processes compile nothing."""
+    modules = ["tid.job", "tid.inspect", "tid.load", "tid.generation", "tid.evaluation", "tid.sweep.conduct"]
+    look = f"import sys, importlib; [importlib.import_module(name) for name in {modules}]; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", look], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert "tid.score_cache" in loaded.split() and "torch._dynamo" not in loaded.split()

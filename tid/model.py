@@ -17,6 +17,7 @@ from tid.component import component
 from tid.rows import filled, look_up
 
 PAD_VOCAB_TO = 64  # rows of the embedding are padded to this multiple: matrix units want it
+SMALLEST_WEIGHT = 1e-30  # of a norm, that its output is divided by
 
 
 @component

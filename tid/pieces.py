@@ -15,13 +15,12 @@ from torch import Tensor
 from torch.autograd import Function
 
 from tid.device import is_hopper
-from tid.model import GPT, Rope, attention_received, explicit_attention, rotate
+from tid.model import GPT, SMALLEST_WEIGHT, Rope, attention_received, explicit_attention, rotate
 from tid.products import GRAM_ROWS, add_rows_
 from tid.reductions import PADDING, log_sum_exp
 from tid.rows import filled, look_up
 
 BY_HAND = ("attention", "swiglu_gradient", "cross_entropy", "norm_gradient", "row_gradient")  # what tid.kernels has
-SMALLEST_WEIGHT = 1e-30  # of a norm, that can be divided by
 GROUPS, FOLD = 128, 8  # a norm's weight gradient is first summed in at most so many groups of rows, so many at a time
 
 

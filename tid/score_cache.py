@@ -13,6 +13,7 @@ on the device until the sequence comes up again:
 It takes 8 bytes for each token of each sequence, on the device and in every checkpoint.
 """
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -177,7 +178,6 @@ class Watch:
         """Does it still wait for what the tokens of a layer receive?"""
         return self.dropout.scorer.needs == "attention" and len(self.received) < self.num_layers
 
-    @torch.compiler.disable
     def attention(self, received: Any, q: Tensor, k: Tensor, visible: Tensor | None) -> None:
         """A layer's queries and keys; `received` makes the mass of each key of them."""
         if self.wants_attention:
@@ -203,3 +203,10 @@ class Watch:
             return self.dropout.scorer(replace(self.e, attention=torch.stack(self.received))).float()
         found = self.found if gradient is None else gradient.view(*self.e.tokens.shape, -1).float()
         return self.dropout.scorer(replace(self.e, gradients=found * per_loss)).float()
+
+
+@functools.cache
+def leave_attention_to_eager() -> None:
+    """Have torch.compile break off at `Watch.attention`. No decorator: it would import the compiler, and every command
+    would start a second later."""
+    Watch.attention = torch.compiler.disable(Watch.attention)

@@ -23,7 +23,7 @@ from tid.lengths import KeptLengths
 from tid.model import Decoder
 from tid.precision import autocast
 from tid.replay import Replays
-from tid.score_cache import Recalled, ScoreCache, Watch, watching
+from tid.score_cache import Recalled, ScoreCache, Watch, leave_attention_to_eager, watching
 from tid.timing import Stopwatch
 
 COUNTS = ("dropped", "droppable", "bad_rows", "unscored", "score_ages")
@@ -116,6 +116,7 @@ class TrainStep:
         if self.updating.capturable:
             fuse(self.updating, "judge", "gradient_norm", "move")
         else:
+            leave_attention_to_eager()
             for block in self.model.blocks:  # compiled once for all layers
                 block.compile(dynamic=False)
                 block.with_mass = torch.compile(block.with_mass, dynamic=False)

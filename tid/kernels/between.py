@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tid.pieces import SMALLEST_WEIGHT
+from tid.model import SMALLEST_WEIGHT
 
 PROGRAMS = 256  # of a norm's gradient; each sums its rows' part of the weight's
 
