@@ -129,6 +129,9 @@ def test_nothing_in_the_package_imports_tests():
 def test_importing_the_package_loads_no_compiler():
     """It takes a second, and most processes compile nothing."""
     modules = ["tid.job", "tid.inspect", "tid.load", "tid.generation", "tid.evaluation", "tid.sweep.conduct"]
-    look = f"import sys, importlib; [importlib.import_module(name) for name in {modules}]; print(*sys.modules)"
+    look = (
+        f"import sys, importlib; [importlib.import_module(name) for name in {modules}]\n"
+        "from tid.model import GPT; GPT(1, 8, 1, 8, 50, 1e4, 1e-5, 0.02, None).build(seed=0); print(*sys.modules)"
+    )
     loaded = subprocess.run([sys.executable, "-c", look], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert "tid.score_cache" in loaded.split() and "torch._dynamo" not in loaded.split()

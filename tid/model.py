@@ -203,12 +203,14 @@ class Decoder(nn.Module):
     """
 
     look_up, filled = staticmethod(look_up), staticmethod(filled)
+    watch: Any = None  # see `observe`
 
     def __init__(self, shape: GPT, generator: torch.Generator) -> None:
         super().__init__()
         self.shape = shape
         self.ropes: dict[tuple, Rope] = {}
-        self.embed_tokens = skip_init(nn.Embedding, shape.padded_vocab_size, shape.hidden_size)  # and output matrix
+        rows = torch.empty(shape.padded_vocab_size, shape.hidden_size)  # skip_init would load torch's compiler
+        self.embed_tokens = nn.Embedding(*rows.shape, _weight=rows)  # and output matrix
         self.blocks = nn.ModuleList(Block(shape) for _ in range(shape.num_layers))
         self.norm = RMSNorm(shape.hidden_size, shape.norm_eps)
         self._initialise(generator)
@@ -237,8 +239,6 @@ class Decoder(nn.Module):
             head_size = self.shape.hidden_size // self.shape.num_heads
             self.ropes[key] = rope_table(length, head_size, self.shape.rope_theta, key[1])
         return self.ropes[key]
-
-    watch: Any = None
 
     def observe(self, watch: Any) -> None:
         """Have `watch` (tid.score_cache.Watch) see what the passes from here on compute; None: nobody."""
