@@ -223,10 +223,10 @@ def test_a_batch_system_s_warning_saves_whoever_gets_it(folder):
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-def test_a_sweep_killed_ten_times_at_random_moments_ends_as_if_undisturbed(undisturbed, folder):
+def test_a_sweep_killed_six_times_at_random_moments_ends_as_if_undisturbed(undisturbed, folder):
     """SIGKILL for the sweep, and every other time for its cells too."""
     moments = random.Random(0)
-    for turn in range(10):
+    for turn in range(6):
         process = sweeps.begin(folder, *SWEEP)
         try:
             process.wait(timeout=moments.uniform(0.5, 7))
