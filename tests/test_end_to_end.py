@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 SETTINGS = [
-    "experiment=quickstart", "scorer=random", "drop_schedule=linear_decay", "total_steps=150", "eval_every=150",
+    "experiment=quickstart", "scorer=random", "drop_schedule=linear_decay", "total_steps=110", "eval_every=110",
     "data.val_documents=40",
 ]  # fmt: skip
 
@@ -36,7 +36,7 @@ def test_a_run_on_real_text_falls_well_below_the_unigram_entropy(tmp_path):
     tokens = np.memmap(streams[max(streams)], np.uint16)
     p = np.bincount(tokens) / len(tokens)
     unigram_entropy = -(p[p > 0] * np.log(p[p > 0])).sum()
-    assert summary["final"]["val_loss"] < unigram_entropy - 0.4
+    assert summary["final"]["val_loss"] < unigram_entropy - 0.2
     assert summary["final"]["val_loss"] < math.log(50257) - 4
 
     evaluated = run(tmp_path, "evaluate", f"checkpoint={run_folder}", "training_gap=false")
