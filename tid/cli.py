@@ -155,7 +155,9 @@ def _examine(flags: Any, config_name: str, check: Check | None) -> None:
         return
 
     name = flags.config_name or config_name
-    cfg = plain(overrides.examine(flags.overrides, CONF, name, multirun=flags.multirun))
+    composed, settings = overrides.examine(flags.overrides, CONF, name, multirun=flags.multirun)
+    sys.argv[len(sys.argv) - len(settings) :] = settings
+    cfg = plain(composed)
     if check:
         check(cfg)
     if not flags.cfg and not flags.multirun:  # --cfg has no time for torch, a sweep checks all cells

@@ -23,9 +23,9 @@ OPTIONAL_GROUPS = ("experiment", "sweeps")
 FOLDERS = ("checkpoint", "sweep")  # keys of what a command is about
 
 
-def examine(settings: list[str], conf: str, config_name: str, multirun: bool) -> DictConfig:
+def examine(settings: list[str], conf: str, config_name: str, multirun: bool) -> tuple[DictConfig, list[str]]:
     """The composed configuration without the node hydra; of a sweep that of the first values: its other cells are
-    composed, all of them, when it is planned (tid.sweep.grid).
+    composed, all of them, when it is planned (tid.sweep.grid). And the settings as Hydra is to get them.
 
     settings: the overrides, as "seed=3"; conf: the folder of the YAML files. Raises ConfigError
     for the first setting that cannot be read or whose group, option or key does not exist.
@@ -46,8 +46,11 @@ def examine(settings: list[str], conf: str, config_name: str, multirun: bool) ->
             refuse_unknown_option(override, loader)
             _refuse_sweeps(override, multirun)
         if multirun:
-            parsed = _for_the_first(parsed, loader, config_name)
-        return composed(_first(parsed), parser, loader, config_name)
+            parsed, partial = _for_the_first(parsed, parser, loader, config_name)
+            # One value for a key that Hydra's own composition lacks: as a sweep of one it is left to the cells.
+            alone = {o.input_line: f"{o.key_or_group}=choice({o.input_line.partition('=')[2]})" for o in partial}
+            settings = [alone.get(setting, setting) for setting in settings]
+        return composed(_first(parsed), parser, loader, config_name), settings
 
 
 def parse_one(setting: str, parser: OverridesParser) -> Override:
@@ -145,27 +148,36 @@ def _first(parsed: list[Override]) -> list[str]:
     return [texts[0] for texts in choices if texts]
 
 
-def _for_the_first(parsed: list[Override], loader: ConfigLoader, config_name: str) -> list[Override]:
+def _for_the_first(
+    parsed: list[Override], parser: OverridesParser, loader: ConfigLoader, config_name: str
+) -> tuple[list[Override], list[Override]]:
     """The settings of a sweep but for keys that the first option of their group does not have and others may: one that
-    no option has is refused when all cells are composed (tid.sweep.grid)."""
+    no option has is refused when all cells are composed (tid.sweep.grid). And which settings, of one value, have a key
+    that is not there when Hydra composes what is not swept, as it does."""
     groups = [override for override in parsed if _is_group(override.key_or_group, loader)]
-    if not any(override.is_sweep_override() for override in groups):
-        return parsed
+    of_options = [o for o in parsed if o not in groups and _is_group(o.key_or_group.partition(".")[0], loader)]
+    if not of_options:
+        return parsed, []
     try:
-        first = compose(config_name, _first(groups))
-        # Hydra itself composes all that has one value, with the options that are not swept, and words it unkindly.
-        hydras = compose(config_name, [o.input_line for o in groups if not o.is_sweep_override()])
+        hydras = compose(config_name, [o.input_line for o in groups if not o.is_sweep_override()], True)
+        options = [*_swept_by_yaml(hydras, parsed, parser, loader), *groups]
+        first = compose(config_name, _first(options))
     except HydraException:
-        return parsed
-    swept = {override.key_or_group for override in groups if override.is_sweep_override()}
-    return [
-        o
-        for o in parsed
-        if o in groups
-        or o.key_or_group.partition(".")[0] not in swept
-        or _exists(first, o.key_or_group)
-        or not (o.is_sweep_override() or _exists(hydras, o.key_or_group))
-    ]
+        return parsed, []
+    swept = {override.key_or_group for override in options if override.is_sweep_override()}
+    partial = [o for o in of_options if o.key_or_group.partition(".")[0] in swept]
+    hidden = [o for o in partial if not o.is_sweep_override() and not _exists(hydras, o.key_or_group)]
+    return [o for o in parsed if o not in partial or _exists(first, o.key_or_group)], hidden
+
+
+def _swept_by_yaml(
+    cfg: DictConfig, parsed: list[Override], parser: OverridesParser, loader: ConfigLoader
+) -> list[Override]:
+    """The groups of which a file of sweeps/ takes several options, as far as the command line does not name them."""
+    params = OmegaConf.select(cfg, "hydra.sweeper.params") or {}
+    named = {override.key_or_group for override in parsed}
+    found = [parse_one(f"{key}={value}", parser) for key, value in params.items() if key not in named]
+    return [o for o in found if _is_group(o.key_or_group, loader) and o.is_sweep_override()]
 
 
 def _assignment(override: Override, value: str) -> str:
