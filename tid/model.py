@@ -75,8 +75,7 @@ def rope_table(length: int, head_size: int, theta: float, device: torch.device) 
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate x (B, H, T, head_size) by its positions' angles, with −sin back; pairs are (i, i + head_size / 2), as in
-    Llama."""
+    """Rotate x (B, H, T, head_size) by its positions' angles, with −sin back; pairs are (i, i + head_size / 2)."""
     left, right = x.chunk(2, dim=-1)
     return (x * cos + torch.cat((-right, left), dim=-1) * sin).to(x.dtype)
 
@@ -229,8 +228,8 @@ class Decoder(nn.Module):
     @property
     def parameter_count(self) -> int:
         """Trainable parameters; the tied matrix counts once, padding rows not at all."""
-        padding = (self.embed_tokens.num_embeddings - self.shape.vocab_size) * self.shape.hidden_size
-        return sum(p.numel() for p in self.parameters()) - padding
+        padding = self.shape.padded_vocab_size - self.shape.vocab_size
+        return sum(p.numel() for p in self.parameters()) - padding * self.shape.hidden_size
 
     def rope(self, length: int) -> Rope:
         """Rotary cosines and sines (T, head_size) of positions 0 … T-1; made once per length and device."""
@@ -281,7 +280,8 @@ class Decoder(nn.Module):
 
     def padded_logits(self, x: Tensor) -> Tensor:
         """Last layer's output (B, T, C) → logits (B, T, rows of the embedding); those of padding mean nothing."""
-        return F.linear(self.norm(x), self.embed_tokens.weight)
+        weight = self.embed_tokens.weight  # on a CPU without padding: to cut its logits off is to copy all
+        return F.linear(self.norm(x), weight[: self.shape.vocab_size] if x.device.type == "cpu" else weight)
 
     def nats(self, x: Tensor, targets: Tensor) -> Tensor:
         """Last layer's output (B, T, C) and targets (B, T) int64 → cross-entropy of each prediction, (B, T) float32."""

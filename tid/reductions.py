@@ -30,8 +30,9 @@ def entropy(logits: Tensor) -> Tensor:
     """
     x = in_lanes(logits)
     top = x.amax(dim=-1, keepdim=True)
-    w = (x - top).exp()
-    weight, moment = w.sum(dim=-1), (w * (x - top)).sum(dim=-1)
+    x = x - top
+    w = x.exp()
+    weight, moment = w.sum(dim=-1), (w * x).sum(dim=-1)
     below = (top - top.amax(dim=-2, keepdim=True)).squeeze(-1)
     factor = below.exp()
     total = (weight * factor).sum(dim=-1)
