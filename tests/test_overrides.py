@@ -28,6 +28,7 @@ def plugins():
         (["scorer=unigram,random", "scorer.smoothing=2,3"], False),  # Hydra leaves these to the cells anyway
         (["scorer=entropy,surprisal", "scorer.of=predicting"], False),
         (["seed=0,1", "optim.lr=1e-3"], False),
+        (["scorer=unigram,entropy", "~scorer.smoothing"], False),
     ],
 )
 def test_one_value_for_a_key_that_only_some_options_have_is_left_to_the_cells(settings, hidden):

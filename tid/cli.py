@@ -156,7 +156,7 @@ def _examine(flags: Any, config_name: str, check: Check | None) -> None:
 
     name = flags.config_name or config_name
     composed, settings = overrides.examine(flags.overrides, CONF, name, multirun=flags.multirun)
-    sys.argv[len(sys.argv) - len(settings) :] = settings
+    sys.argv[len(sys.argv) - len(settings) :] = settings  # where Hydra will look for them
     cfg = plain(composed)
     if check:
         check(cfg)

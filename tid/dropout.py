@@ -84,7 +84,8 @@ def score_flops(shape: GPT, context: int, needs: str) -> float:
 @dataclass
 class Choice:
     """keep (B, T) bool; scores (B, T) float32 as the scorer gave them; allowed (B, T) bool, what may be dropped;
-    bad (B, 1) bool, rows with a score that is not finite. Its counts, 0-dim, need not be there before the pass."""
+    bad (B, 1) bool, rows with a score that is not finite. Its counts, 0-dim, are made when asked for: the pass on what
+    is kept waits for none."""
 
     keep: Tensor
     scores: Tensor

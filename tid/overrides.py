@@ -166,7 +166,8 @@ def _for_the_first(
         return parsed, []
     swept = {override.key_or_group for override in options if override.is_sweep_override()}
     partial = [o for o in of_options if o.key_or_group.partition(".")[0] in swept]
-    hidden = [o for o in partial if not o.is_sweep_override() and not _exists(hydras, o.key_or_group)]
+    single = [o for o in partial if not (o.is_sweep_override() or o.is_add() or o.is_force_add() or o.is_delete())]
+    hidden = [o for o in single if not _exists(hydras, o.key_or_group)]
     return [o for o in parsed if o not in partial or _exists(first, o.key_or_group)], hidden
 
 
