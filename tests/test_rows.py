@@ -24,15 +24,19 @@ def test_kept_rows_and_the_way_back(size):
         assert all(its[position] == -1 for position in range(12) if position not in kept)
 
 
-def test_rows_are_changed_where_they_were_and_gradients_follow():
+@pytest.mark.parametrize("branches", [False, True])
+def test_rows_are_changed_where_they_were_and_gradients_follow(branches):
     keep = masks()
     size = int(keep.sum(dim=1).max())
     index, back = kept_rows(keep, size)
-    x = torch.randn(5, 12, 3, dtype=torch.float64, requires_grad=True)
+    x, branch = torch.randn(2, 5, 12, 3, dtype=torch.float64, requires_grad=True)
 
-    def changed(x: torch.Tensor) -> torch.Tensor:
-        short, rest = TakenOut.apply(x, index, back, rows)
-        return PutBack.apply(rest, short.sin() * 2, index, back, rows)
+    def changed(x: torch.Tensor, branch: torch.Tensor) -> torch.Tensor:
+        residual = (x, branch) if branches else (x + branch, None)
+        short, *residual = TakenOut.apply(*residual, index, back, rows)
+        y = (short.sin(), short.sin()) if branches else (short.sin() * 2, None)
+        return PutBack.apply(*residual, *y, index, back, rows)
 
-    torch.testing.assert_close(changed(x), torch.where(keep[..., None], x.sin() * 2, x))
-    assert torch.autograd.gradcheck(changed, x)
+    total = x + branch
+    torch.testing.assert_close(changed(x, branch), torch.where(keep[..., None], total.sin() * 2, total))
+    assert torch.autograd.gradcheck(changed, (x, branch))

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from tid import distributed
 from tid.component import component
 from tid.model import GPT, Decoder
-from tid.rows import PutBack, TakenOut, kept_rows
+from tid.rows import PutBack, Residual, TakenOut, kept_rows
 
 
 class Loss(NamedTuple):
@@ -52,7 +52,7 @@ def fill(x: Tensor, keep: Tensor, vector: Tensor | float) -> Tensor:
 
 def all_nats(model: Decoder, tokens: Tensor, targets: Tensor) -> Tensor:
     """Cross-entropy (B, T) of every prediction with nothing dropped."""
-    return model.nats(model.layers(model.embed(tokens)), targets)
+    return model.nats(model.residual(model.embed(tokens)), targets)
 
 
 def plain_loss(model: Decoder, tokens: Tensor, targets: Tensor) -> Loss:
@@ -64,7 +64,7 @@ def plain_loss(model: Decoder, tokens: Tensor, targets: Tensor) -> Loss:
 def filled_loss(model: Decoder, batch: Batch, vector: Tensor | float) -> Tensor:
     """Mean cross-entropy of all predictions from inputs whose dropped tokens read `vector`."""
     x = fill(model.embed(batch.tokens), batch.keep, vector)
-    return model.nats(model.layers(x), batch.targets).mean()
+    return model.nats(model.residual(x), batch.targets).mean()
 
 
 class DropMode:
@@ -124,7 +124,7 @@ class Hide(DropMode):
         causal = torch.ones(length, length, dtype=torch.bool, device=batch.tokens.device).tril()
         itself = torch.eye(length, dtype=torch.bool, device=batch.tokens.device)
         visible = (causal & batch.keep[:, None, :] | itself)[:, None]
-        x = model.layers(model.embed(batch.tokens), visible=visible)
+        x = model.residual(model.embed(batch.tokens), visible=visible)
         nats = model.nats(x, batch.targets).mean()
         return Loss(nats, nats)
 
@@ -156,18 +156,18 @@ class Skip(DropMode):
 
     def loss(self, model: Decoder, batch: Batch, learned: nn.ParameterDict) -> Loss:
         end = model.shape.num_layers - self.last_layers
-        x = model.layers(model.embed(batch.tokens), last=self.first_layers)
+        x = model.residual(model.embed(batch.tokens), last=self.first_layers)
         x = self.middle(model, x, batch, end)
-        nats = model.nats(model.layers(x, first=end), batch.targets).mean()
+        nats = model.nats(model.residual(x, first=end), batch.targets).mean()
         return Loss(nats, nats)
 
-    def middle(self, model: Decoder, x: Tensor, batch: Batch, end: int) -> Tensor:
-        """Middle layers on the kept tokens of x (B, T, C); dropped ones pass unchanged."""
+    def middle(self, model: Decoder, residual: Residual, batch: Batch, end: int) -> Tensor:
+        """Middle layers on the kept tokens of a residual stream (B, T, C); dropped ones pass unchanged."""
         index, back = kept_rows(batch.keep, max(1, batch.kept_max))  # rows that keep fewer are filled up with zeros
-        rope = tuple(table[index][:, None] for table in model.rope(x.shape[1]))
-        kept, x = TakenOut.apply(x, index, back, model)
-        y = model.layers(kept, rope=rope, first=self.first_layers, last=end)
-        return PutBack.apply(x, y, index, back, model)
+        rope = tuple(table[index][:, None] for table in model.rope(batch.keep.shape[1]))
+        kept, *residual = TakenOut.apply(*residual, index, back, model)
+        y = model.residual(kept, rope=rope, first=self.first_layers, last=end)
+        return PutBack.apply(*residual, *y, index, back, model)
 
 
 @component

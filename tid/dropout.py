@@ -69,7 +69,7 @@ def embedding_gradients(model: Decoder, tokens: Tensor, targets: Tensor) -> Tens
     """
     with torch.enable_grad(), torch.autograd.set_multithreading_enabled(False):  # see tid.gradients
         inputs = model.embed(tokens).detach().requires_grad_()
-        loss = model.nats(model.layers(inputs), targets).sum()
+        loss = model.nats(model.residual(inputs), targets).sum()
         return torch.autograd.grad(loss, inputs)[0].float()
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
 from tid.component import component
-from tid.rows import filled, look_up
+from tid.rows import Residual, filled, look_up
 
 PAD_VOCAB_TO = 64  # rows of the embedding are padded to this multiple: matrix units want it
 SMALLEST_WEIGHT = 1e-30  # of a norm, that its output is divided by
@@ -265,6 +265,10 @@ class Decoder(nn.Module):
             x = block(x, rope, visible)
         return x
 
+    def residual(self, x: Tensor | Residual, **how: Any) -> Residual:
+        """As `layers`, but the last sum may be left to what comes next: `nats`, or more layers."""
+        return Residual(self.layers(Residual.of(x).total, **how))
+
     def attention_mass(self, x: Tensor) -> Tensor:
         """Attention probability that each token of x (B, T, C) receives in each layer, averaged over heads and summed
         over queries: (L, B, T) float32."""
@@ -283,9 +287,9 @@ class Decoder(nn.Module):
         weight = self.embed_tokens.weight  # on a CPU without padding: to cut its logits off is to copy all
         return F.linear(self.norm(x), weight[: self.shape.vocab_size] if x.device.type == "cpu" else weight)
 
-    def nats(self, x: Tensor, targets: Tensor) -> Tensor:
+    def nats(self, x: Tensor | Residual, targets: Tensor) -> Tensor:
         """Last layer's output (B, T, C) and targets (B, T) int64 → cross-entropy of each prediction, (B, T) float32."""
-        padded = self.padded_logits(x)
+        padded = self.padded_logits(Residual.of(x).total)
         if self.watch:
             self.watch.logits(padded, self.shape.vocab_size)
         return token_nats(padded[..., : self.shape.vocab_size], targets)

@@ -42,6 +42,11 @@ def add_normed(x: Tensor, branch: Tensor, weight: Tensor, eps: float, dtype: tor
     return x, *normed(x, weight, eps, dtype)
 
 
+def sum_normed(x: Tensor, branch: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """`add_normed` without the sum."""
+    return normed(x + branch, weight, eps, dtype)
+
+
 def unweighted(h: Tensor, weight: Tensor) -> Tensor:
     """x / rms of `normed`'s input x, from its output h: float32, as exact as h's dtype. 0 where the weight is none."""
     return torch.where(weight.abs() < SMALLEST_WEIGHT, 0.0, h.float() / weight)
@@ -74,13 +79,15 @@ def add_norm_weight_gradient_(sums: Tensor, dh: Tensor, h: Tensor, weight: Tenso
 
 
 class Norm(Function):
-    """x (B, T, C) and `branch`, None or what is still to be added to it → their sum, and its RMSNorm as `dtype`. The
-    weight's gradient goes to `sink`, if any."""
+    """x (B, T, C) and `branch`, None or what is still to be added to it → their sum, None unless `keeps_sum`, and its
+    RMSNorm as `dtype`. The weight's gradient goes to `sink`, if any."""
 
     @staticmethod
-    def forward(ctx, x, branch, weight, eps: float, dtype: torch.dtype, pieces: "Pieces", sink: Any) -> tuple:
+    def forward(ctx, x, branch, weight, eps: float, dtype: torch.dtype, pieces, sink: Any, keeps_sum: bool) -> tuple:
         if branch is None:
-            total, (h, inverse) = x, pieces.normed(x, weight, eps, dtype)
+            total, (h, inverse) = x if keeps_sum else None, pieces.normed(x, weight, eps, dtype)
+        elif not keeps_sum:
+            total, (h, inverse) = None, pieces.sum_normed(x, branch, weight, eps, dtype)
         else:
             total, h, inverse = pieces.add_normed(x, branch, weight, eps, dtype)
         ctx.save_for_backward(h, inverse, weight)
@@ -99,7 +106,7 @@ class Norm(Function):
             found = pieces.normed_gradient(dh, dtotal, h, inverse, weight, dtype)
             if ctx.sink:
                 ctx.sink(pieces.add_norm_weight_gradient_, dh, h, weight)
-        return *found, None, None, None, None, None
+        return *found, None, None, None, None, None, None
 
 
 def split_heads(qkv: Tensor, num_heads: int, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -222,9 +229,9 @@ class Pieces:
     `by_hand`, of BY_HAND, are left to tid.kernels."""
 
     FUNCTIONS = (
-        rows_of, normed, add_normed, normed_gradient, add_norm_weight_gradient_, split_heads, split_heads_gradient,
-        swiglu, swiglu_gradient, attention_with_mass, attention_received, cross_entropy, cross_entropy_gradient_,
-        scaled_rows, look_up, filled,
+        rows_of, normed, add_normed, sum_normed, normed_gradient, add_norm_weight_gradient_, split_heads,
+        split_heads_gradient, swiglu, swiglu_gradient, attention_with_mass, attention_received, cross_entropy,
+        cross_entropy_gradient_, scaled_rows, look_up, filled,
     )  # fmt: skip
 
     def __init__(self, compiled: bool = False, by_hand: tuple[str, ...] = ()) -> None:

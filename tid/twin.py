@@ -17,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tid.model import Decoder, RMSNorm, Rope
 from tid.pieces import Heads, Norm, Pieces, ShortAttention, SwiGLU
 from tid.products import Nats, NatsByHand, Product, Rows
+from tid.rows import Residual
 
 FEW_TOKENS = 4096
 OTHERS = [SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
@@ -33,7 +34,11 @@ class FusedNorm(RMSNorm):
 
     def add(self, x: Tensor, branch: Tensor | None) -> tuple[Tensor, Tensor]:
         """x (B, T, C) and what is still to be added to it → their sum, and its norm."""
-        return Norm.apply(x, branch, self.weight, self.eps, self.dtype, self.pieces, self.sink)
+        return Norm.apply(x, branch, self.weight, self.eps, self.dtype, self.pieces, self.sink, True)
+
+    def of_sum(self, x: Tensor, branch: Tensor | None) -> Tensor:
+        """Their sum's norm alone."""
+        return Norm.apply(x, branch, self.weight, self.eps, self.dtype, self.pieces, self.sink, False)[1]
 
 
 class FusedBlock(nn.Module):
@@ -143,19 +148,23 @@ class Twin(Decoder):
             return self.pieces.rows_of(self.embed_tokens.weight, tokens)
         return Rows.apply(tokens, self.embed_tokens.weight, self.pieces, self.row_sink)
 
-    def layers(
+    def layers(self, x: Tensor, **how: Any) -> Tensor:
+        return self.residual(x, **how).total
+
+    def residual(
         self,
-        x: Tensor,
+        x: Tensor | Residual,
         rope: Rope | None = None,
         visible: Tensor | None = None,
         first: int = 0,
         last: int | None = None,
-    ) -> Tensor:
-        rope, branch = self.rope(x.shape[1]) if rope is None else rope, None
+    ) -> Residual:
+        x, branch = Residual.of(x)
+        rope = self.rope(x.shape[1]) if rope is None else rope
         for number in range(*slice(first, last).indices(len(self.blocks))):
             self.wait(number + 1)
             x, branch = self.blocks[number](x, branch, rope, visible)
-        return x if branch is None else x + branch
+        return Residual(x, branch)
 
     def attention_mass(self, x: Tensor) -> Tensor:
         rope, branch, received = self.rope(x.shape[1]), None, []
@@ -165,8 +174,8 @@ class Twin(Decoder):
             received.append(mass)
         return torch.stack(received)
 
-    def nats(self, x: Tensor, targets: Tensor) -> Tensor:
-        table, h = self.embed_tokens.weight.detach(), self.norm.add(x, None)[1].flatten(0, 1)
+    def nats(self, x: Tensor | Residual, targets: Tensor) -> Tensor:
+        table, h = self.embed_tokens.weight.detach(), self.norm.of_sum(*Residual.of(x)).flatten(0, 1)
         if self.head_sink and torch.is_grad_enabled():
             self.head_sink.expect()
         watch = self.watch and self.watch.logits

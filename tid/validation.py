@@ -91,7 +91,7 @@ class Validation:
         """Nats (B, T) float32 of the predictions in the windows that start at `starts` (B,)."""
         window = self.stream[starts[:, None] + self.offsets].long() & 0xFFFF
         with autocast(self.precision, self.device):
-            return model.nats(model.layers(model.embed(window[:, :-1])), window[:, 1:])
+            return model.nats(model.residual(model.embed(window[:, :-1])), window[:, 1:])
 
     @torch.no_grad()
     def nats(self, model: Decoder) -> np.ndarray:
