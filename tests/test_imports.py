@@ -135,3 +135,14 @@ def test_importing_the_package_loads_no_compiler():
     )
     loaded = subprocess.run([sys.executable, "-c", look], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert "tid.score_cache" in loaded.split() and "torch._dynamo" not in loaded.split()
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_the_compiler_is_there_once_what_was_done_meanwhile_is(fast):
+    look = (
+        "import sys; from tid.capture import loading_compiler; before = set(sys.modules)\n"
+        f"with loading_compiler({fast}): pass\n"
+        "print(*set(sys.modules) - before)"
+    )
+    loaded = subprocess.run([sys.executable, "-c", look], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert "torch._dynamo" in loaded.split() and ("torch._inductor.compile_fx" in loaded.split()) == fast

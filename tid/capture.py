@@ -1,9 +1,25 @@
 """CUDA graphs: what a step launches is recorded once and replayed as one unit, without the host."""
 
-from collections.abc import Callable
+import importlib
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+
+
+@contextmanager
+def loading_compiler(fast: bool) -> Iterator[None]:
+    """Meanwhile torch's compiler is imported, which takes seconds and which torch's optimizers ask for as well. What is
+    done meanwhile should leave Python alone, as drawing initial weights does. fast: is anything compiled?"""
+    names = ["torch._dynamo", *(["torch._inductor.compile_fx"] if fast else [])]
+    thread = threading.Thread(target=lambda: [importlib.import_module(name) for name in names])
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
 
 
 def fuse(owner: Any, *names: str) -> None:

@@ -12,7 +12,7 @@ import torch
 
 from tid import checkpoint, config_file, distributed
 from tid.assembly import put_together
-from tid.capture import compile_cache
+from tid.capture import compile_cache, loading_compiler
 from tid.config import ConfigError, RunConfig, doubts, dropping_names, is_baseline, run_folder, run_hash, run_slug
 from tid.data import Corpus, load_corpus
 from tid.data.batches import count_sequences, refuse_large_update
@@ -173,7 +173,8 @@ def training_step(
     settings: RunConfig, parts: dict, corpus: Corpus, device: torch.device, precision: str, fast: bool
 ) -> TrainStep:
     """Model, dropout, batches and optimizer, put together."""
-    model = parts["model"].build(settings.seed).to(device)
+    with loading_compiler(fast):
+        model = parts["model"].build(settings.seed).to(device)
     if parts["model"].init_from:
         load_weights(model, split_pin(parts["model"].init_from)[0])
     return put_together(

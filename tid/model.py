@@ -250,13 +250,9 @@ class Decoder(nn.Module):
         return self.embed_tokens(tokens).float()
 
     def layers(
-        self,
-        x: Tensor,
-        rope: Rope | None = None,
-        visible: Tensor | None = None,
-        first: int = 0,
-        last: int | None = None,
-    ) -> Tensor:
+        self, x: Tensor, rope: Rope | None = None, visible: Tensor | None = None,
+        first: int = 0, last: int | None = None,
+    ) -> Tensor:  # fmt: skip
         """Blocks `first` … `last`-1 on x (B, T, C). `rope` gives other positions than 0 … T-1, (B, 1, T, head_size)."""
         rope = self.rope(x.shape[1]) if rope is None else rope
         if self.watch and not first:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tid.assembly import put_together
 from tid.benchmark.race import Contender
+from tid.capture import loading_compiler
 from tid.config import ConfigError
 from tid.data.batches import Batches
 from tid.dropout import check_combination
@@ -100,7 +101,8 @@ def train_step(
     """The step as a run would build it. Raises ConfigError for components that make no sense together."""
     if why := refusal(setup, variant):
         raise ConfigError(why)
-    model = setup.shape.build(setup.seed).to(setup.device)
+    with loading_compiler(setup.fast):
+        model = setup.shape.build(setup.seed).to(setup.device)
     return put_together(
         model,
         setup.text,
