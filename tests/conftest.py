@@ -11,6 +11,12 @@ import sweeps
 torch.set_num_threads(1)  # sums in one order, and no contention for tensors this small
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Modules with slow tests come first: at the end no worker waits for another's long one."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture
 def model():
     """A fresh tiny model."""
