@@ -35,8 +35,7 @@ def test_a_run_leaves_its_folder_as_promised(finished):
     status, summary = runs.read(finished, "status.json"), runs.read(finished, "summary.json")
     assert (status["state"], status["step"], status["total_steps"]) == ("done", 12, 12)
     assert summary["steps"] == 12 and summary["tokens"] == 12 * 2 * 16
-    assert summary["hash"] == runs.hash_of(finished)
-    assert summary["final"]["step"] == 12
+    assert summary["hash"] == runs.hash_of(finished) and summary["final"]["step"] == 12
     assert summary["train_flops"] > summary["score_flops"] > 0
     assert 0.1 < summary["drop_rate"] < 0.2  # linear decay from 0.3 to 0
 
@@ -53,15 +52,13 @@ def test_metrics_have_a_row_per_log_step_and_validation_where_due(finished):
 
 def test_best_is_the_lowest_on_the_selecting_half_and_its_checkpoint_evaluates_to_it(finished):
     best = runs.read(finished, "summary.json")["best"]
-    state = checkpoint.load(finished / "checkpoints/best.pt")
-    assert state["run"]["done"] == best["step"]
-    assert state["run"]["best"] == best
+    run = checkpoint.load(finished / "checkpoints/best.pt")["run"]
+    assert run["done"] == best["step"] and run["best"] == best
 
 
 def test_the_same_command_leaves_a_finished_run_alone(finished, monkeypatch, capsys):
     before = (finished / "logs/metrics.jsonl").stat().st_mtime_ns
-    again = runs.train(finished.parents[2])
-    assert again == finished
+    assert runs.train(finished.parents[2]) == finished
     assert (finished / "logs/metrics.jsonl").stat().st_mtime_ns == before
     said = capsys.readouterr().err
     assert "done already" in said and "other code" not in said
