@@ -7,6 +7,8 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 BIN := .venv/bin
 # Test workers, each with one thread: torch's own threads would fight over the cores
 JOBS ?= 2
+# A file's tests go to one worker, which makes their fixtures once; tests/conftest.py says which files come first
+DIST := --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo train test test-slow test-gpu test-cluster bench-gpu lint clean
@@ -23,10 +25,10 @@ train: .venv/installed  ## train: make train ARGS="experiment=quickstart scorer=
 	$(BIN)/python -m tid.train $(ARGS)
 
 test: .venv/installed  ## run the tests; one file: make test ARGS=tests/test_config.py
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not cluster and not slow' -n $(JOBS) --dist worksteal $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not cluster and not slow' -n $(JOBS) $(DIST) $(ARGS)
 
 test-slow: .venv/installed  ## run the tests that take more than ten seconds each: sweeps, searches, torchrun
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'slow and not cluster' -n $(JOBS) --dist worksteal $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'slow and not cluster' -n $(JOBS) $(DIST) $(ARGS)
 
 test-gpu: .venv/installed  ## run the tests that need a CUDA GPU
 	$(BIN)/python -m pytest -m gpu $(ARGS)

@@ -1,6 +1,7 @@
 """Shared by all tests."""
 
 import shutil
+from collections import Counter
 
 import pytest
 import torch
@@ -12,9 +13,9 @@ torch.set_num_threads(1)  # sums in one order, and no contention for tensors thi
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Modules with slow tests come first: at the end no worker waits for another's long one."""
-    slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
+    """Files with most slow tests first, as each goes to the worker that is free: no long one is left to the end."""
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
 
 
 @pytest.fixture
