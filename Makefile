@@ -5,6 +5,8 @@ SUITS := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c '$(SUITS)' 2>/dev/null && { echo $$p; break; }; done)
 BIN := .venv/bin
+# Compiled modules are kept, also where this is set, as in many containers: importing torch takes seconds more without
+export PYTHONDONTWRITEBYTECODE :=
 # Test workers, each with one thread: torch's own threads would fight over the cores
 JOBS ?= 2
 # A file's tests go to one worker, which makes their fixtures once; tests/conftest.py says which files come first
@@ -57,7 +59,8 @@ clean:  ## remove .venv and caches; outputs/, data/ and tokenizer/ stay
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# Made anew whenever the dependencies change.
+# Made anew whenever the dependencies change. pip would compile every module there is, which takes half of its time;
+# Python does so with those that are imported.
 .venv/installed: pyproject.toml constraints.txt
 	@'$(PYTHON)' -c '$(SUITS)' 2>/dev/null || { \
 		echo "error: TID needs Python 3.11, 3.12 or 3.13; $(or $(PYTHON),python3) is $$( \
@@ -65,5 +68,5 @@ clean:  ## remove .venv and caches; outputs/, data/ and tokenizer/ stay
 		echo "  name one that you have: make $(or $(MAKECMDGOALS),setup) PYTHON=/path/to/python3.12"; exit 1; } >&2
 	@echo "setting up .venv with $$('$(PYTHON)' --version): a few minutes, once"
 	'$(PYTHON)' -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[dev]'
 	@touch $@

@@ -33,7 +33,7 @@ def command(folder: Path, *more: str) -> list[str]:
 
 def environment(**more: str) -> dict[str, str]:
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    return os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"} | more
+    return os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"} | more
 
 
 def sweep(folder: Path, *more: str, timeout: float = 100) -> subprocess.CompletedProcess:

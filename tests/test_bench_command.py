@@ -80,7 +80,7 @@ def test_a_model_that_is_named_is_timed_on_a_cpu_too():
     ],
 )
 def test_wrong_settings_are_refused_before_anything_is_written(tmp_path, arguments, message):
-    env = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "tid.bench", *arguments.split()]
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr

@@ -22,7 +22,7 @@ def call(folder: Path, *arguments: str, stdin: str = "", **environment: str) -> 
     env = {
         key: value for key, value in os.environ.items() if key not in ("HYDRA_FULL_ERROR", "TID_FULL_ERROR")
     }
-    env |= {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1", **environment}
+    env |= {"PYTHONPATH": str(ROOT), **environment}
     command = [sys.executable, *arguments]
     return subprocess.run(
         command, cwd=folder, env=env, input=stdin, capture_output=True, text=True, timeout=60

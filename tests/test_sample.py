@@ -20,7 +20,7 @@ def run(tmp_path_factory):
 
 
 def call(run: Path, *arguments: str) -> subprocess.CompletedProcess:
-    env = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
     settings = [f"checkpoint={run}", f"tokenizer_dir={run.parents[2]}/tokenizer", "device=cpu", *arguments]
     command = [sys.executable, "-m", "tid.sample", *settings]
     return subprocess.run(command, cwd=run, env=env, capture_output=True, text=True, timeout=60)
@@ -41,7 +41,7 @@ def test_the_text_alone_goes_to_stdout_and_the_seed_decides_it(run):
 def test_a_reader_that_has_seen_enough_ends_it_quietly(run):
     settings = [f"checkpoint={run}", f"tokenizer_dir={run.parents[2]}/tokenizer", "device=cpu", "max_new_tokens=2000"]
     command = [sys.executable, "-m", "tid.sample", *settings, "prompt=the cat sat"]
-    env = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
     with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout.read(5) == "the c"
         process.stdout.close()

@@ -26,7 +26,7 @@ DROPPING = ("drop_schedule=constant", "drop_schedule.rate=0.3", "scorer=entropy"
 
 def call(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
     env = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "FORCE_COLOR")}
-    env |= {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1", **environment}
+    env |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment}
     command = [sys.executable, "-m", "tid.inspect", *arguments]
     return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=100)
 
