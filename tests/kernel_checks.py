@@ -93,8 +93,8 @@ def check_twin(device: torch.device) -> None:
         gradients = Gradients(twin_shapes(model), dtype, device, own)
         twin = Twin(model, flat, gradients.sink, own)
         with torch.no_grad():
-            unwatched = twin.nats(twin.layers(twin.embed(tokens)), targets)
-        nats = twin.nats(twin.layers(twin.embed(tokens)), targets)
+            unwatched = twin.nats(twin.residual(twin.embed(tokens)), targets)
+        nats = twin.nats(twin.residual(twin.embed(tokens)), targets)
         assert torch.equal(nats, unwatched)
         gradients.backward((nats * weights).sum(), last=True)
         made.append((nats, gradients.flat, gradients.norms(), twin.attention_mass(x)))

@@ -7,13 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import composing
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 
 from tid import bench
 from tid.benchmark import ceilings, conduct, peers, race, whole
-from tid.config import ConfigError, plain
+from tid.config import ConfigError
 
 ROOT = Path(__file__).parents[1]
 TINY = [
@@ -25,9 +25,7 @@ TINY = [
 
 def composed(*arguments: str) -> dict:
     """The checked settings of a command line."""
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        cfg = plain(compose("bench", bench.as_hydra(list(arguments))))
-    return bench.check(cfg).model_dump()
+    return bench.check(composing.composed(*bench.as_hydra(list(arguments)), name="bench")).model_dump()
 
 
 # ------------------------------------------------------------------------------------------- command line
@@ -36,8 +34,7 @@ def composed(*arguments: str) -> dict:
 def test_the_defaults_are_the_reference_run_and_its_control():
     settings = composed()
     assert list(settings["scorers"]) == ["none", "entropy"] and list(settings["optims"]) == ["adamw"]
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        train = plain(compose("train"))
+    train = composing.composed()
     shared = ("context", "protect_first", "total_steps", "log_every", "eval_every", "checkpoint_every",
               "eval_batch_size", "model", "selector")  # fmt: skip
     assert {key: settings[key] for key in shared} == {key: train[key] for key in shared}

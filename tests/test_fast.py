@@ -9,9 +9,10 @@ from tiny import CONTEXT, build, tiny_model, window
 from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from tid.drop_modes import Batch, Skip, plain_loss
 from tid.flat import FlatUpdate, flat_update
 from tid.gradients import Gradients
-from tid.model import token_nats
+from tid.model import Decoder, token_nats
 from tid.pieces import GROUPS, Pieces, add_norm_weight_gradient_
 from tid.precision import autocast
 from tid.products import add_rows_
@@ -44,15 +45,25 @@ def test_a_16_bit_twin_is_the_model_under_autocast(model):
     assert (twin - plain).float().norm() < 0.02 * plain.float().norm()  # q, k, v in one product round differently
 
 
-def test_a_twins_gradients_are_the_models(model):
+@pytest.mark.parametrize("skips", [False, True])
+def test_a_twins_gradients_are_the_models(model, skips):
+    """Also where tokens are taken out between layers and put back."""
     tokens, targets = window()
+    batch = Batch(tokens, targets, keep=tokens % 3 > 0, kept_max=CONTEXT)
+
+    def loss(model: Decoder) -> torch.Tensor:
+        skip = Skip(first_layers=1, last_layers=1)
+        return (skip.loss(model, batch, {}) if skips else plain_loss(model, tokens, targets)).objective
+
     with torch.no_grad():
         for weight in (p for p in model.parameters() if p.ndim == 1):
             weight.copy_(torch.linspace(-1.5, 1.5, len(weight)))
     gradients = Gradients(twin_shapes(model), torch.float32, CPU, Pieces())
     twin = twin_of(model, sink=gradients.sink)
-    model.nats(model.layers(model.embed(tokens)), targets).mean().backward()
-    gradients.backward(twin.nats(twin.layers(twin.embed(tokens)), targets).mean(), last=True)
+    wanted, found = loss(model), loss(twin)
+    torch.testing.assert_close(found, wanted)
+    wanted.backward()
+    gradients.backward(found, last=True)
     flat = torch.cat([p.grad.flatten() for p in matrices_of(model)])
     torch.testing.assert_close(gradients.flat, flat, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(gradients.square_sums.sum(), flat.square().sum())
@@ -104,7 +115,7 @@ def objective(update: Update, seed: int, drops: bool = True) -> torch.Tensor:
     x = update.compute.embed(tokens)
     if drops and "mask_vector" in update.learned:
         x = torch.where(tokens[..., None] % 3 == 0, update.learned["mask_vector"], x)
-    return update.compute.nats(update.compute.layers(x), targets).mean()
+    return update.compute.nats(update.compute.residual(x), targets).mean()
 
 
 def take_step(update: Update, number: int, micros: int = 1) -> None:

@@ -138,7 +138,7 @@ def test_importing_the_package_loads_no_compiler():
 
 
 @pytest.mark.parametrize("fast", [False, True])
-def test_the_compiler_is_there_once_what_was_done_meanwhile_is(fast):
+def test_the_compiler_is_loaded_beside_what_is_done_meanwhile(fast):
     look = (
         "import sys; from tid.capture import loading_compiler; before = set(sys.modules)\n"
         f"with loading_compiler({fast}): pass\n"

@@ -7,11 +7,10 @@ import sys
 
 import pytest
 import runs
-from hydra import compose, initialize_config_dir
+from composing import composed
 from test_imports import TREES, reached
 
 from tid import revision
-from tid.config import plain
 
 MARGIN = """
 from tid.component import component
@@ -87,8 +86,7 @@ def test_no_module_of_a_component_is_forgotten():
     looks_on = set().union(*(reached(name) for name in revision.LOOKS_ON))
     assert reached("tid.job") - looks_on <= revision.REACHED.keys() <= reached("tid.job") - revision.LOOKS_ON
     assert all(name.startswith("tid.") and name in TREES for name in revision.REACHED)
-    with initialize_config_dir(runs.CONF, version_base="1.3"):
-        config = plain(compose("train"))
+    config = composed()
     assert {group for group in revision.NO_RESULT if group in config} == set(revision.NO_RESULT)
     assert revision.own_source(config) == {}
 

@@ -3,10 +3,10 @@
 import pytest
 import runs
 import torch
-from hydra import compose, initialize_config_dir
+from composing import composed
 
 from tid import train
-from tid.config import ConfigError, coerced, plain
+from tid.config import ConfigError, coerced
 from tid.data.errors import DataError
 
 WITHOUT_CUDA = pytest.mark.skipif(torch.cuda.is_available(), reason="with CUDA it trains")
@@ -19,9 +19,7 @@ def finished(tmp_path_factory):
 
 def would_train(folder, *more: str):
     """What dry_run=true answers, in this process."""
-    with initialize_config_dir(runs.CONF, version_base="1.3"):
-        config = coerced(plain(compose("train", runs.settings(folder, *more))))
-    return train.would_train(config, list(more))
+    return train.would_train(coerced(composed(*runs.settings(folder, *more))), list(more))
 
 
 @pytest.mark.parametrize(

@@ -24,9 +24,11 @@ BY_HAND = ("attention", "swiglu_gradient", "cross_entropy", "norm_gradient", "ro
 GROUPS, FOLD = 128, 8  # a norm's weight gradient is first summed in at most so many groups of rows, so many at a time
 
 
-def normed(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """RMSNorm of x (B, T, C), computed in float32 and given out as `dtype`, and 1 / rms (B, T, 1)."""
-    x = x.float()
+def normed(
+    x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype, branch: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """RMSNorm of x, or x + branch, (B, T, C), computed in float32 and given out as `dtype`, and 1 / rms (B, T, 1)."""
+    x = (x if branch is None else x + branch).float()
     inverse = (x.square().mean(dim=-1, keepdim=True) + eps).rsqrt()
     return (x * inverse * weight).to(dtype), inverse
 
@@ -40,11 +42,6 @@ def add_normed(x: Tensor, branch: Tensor, weight: Tensor, eps: float, dtype: tor
     """The residual stream x + branch (B, T, C), and `normed` of it."""
     x = x + branch
     return x, *normed(x, weight, eps, dtype)
-
-
-def sum_normed(x: Tensor, branch: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """`add_normed` without the sum."""
-    return normed(x + branch, weight, eps, dtype)
 
 
 def unweighted(h: Tensor, weight: Tensor) -> Tensor:
@@ -84,12 +81,10 @@ class Norm(Function):
 
     @staticmethod
     def forward(ctx, x, branch, weight, eps: float, dtype: torch.dtype, pieces, sink: Any, keeps_sum: bool) -> tuple:
-        if branch is None:
-            total, (h, inverse) = x if keeps_sum else None, pieces.normed(x, weight, eps, dtype)
-        elif not keeps_sum:
-            total, (h, inverse) = None, pieces.sum_normed(x, branch, weight, eps, dtype)
-        else:
+        if keeps_sum and branch is not None:
             total, h, inverse = pieces.add_normed(x, branch, weight, eps, dtype)
+        else:
+            total, (h, inverse) = x if keeps_sum else None, pieces.normed(x, weight, eps, dtype, branch)
         ctx.save_for_backward(h, inverse, weight)
         ctx.set_materialize_grads(False)
         ctx.pieces, ctx.sink, ctx.dtype = pieces, sink, dtype if branch is None else branch.dtype
@@ -229,9 +224,9 @@ class Pieces:
     `by_hand`, of BY_HAND, are left to tid.kernels."""
 
     FUNCTIONS = (
-        rows_of, normed, add_normed, sum_normed, normed_gradient, add_norm_weight_gradient_, split_heads,
-        split_heads_gradient, swiglu, swiglu_gradient, attention_with_mass, attention_received, cross_entropy,
-        cross_entropy_gradient_, scaled_rows, look_up, filled,
+        rows_of, normed, add_normed, normed_gradient, add_norm_weight_gradient_, split_heads, split_heads_gradient,
+        swiglu, swiglu_gradient, attention_with_mass, attention_received, cross_entropy, cross_entropy_gradient_,
+        scaled_rows, look_up, filled,
     )  # fmt: skip
 
     def __init__(self, compiled: bool = False, by_hand: tuple[str, ...] = ()) -> None:
