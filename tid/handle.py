@@ -161,7 +161,8 @@ class Handle:
 def tracking(handle: Handle) -> Iterator[Handle]:
     """Open `handle`, and close it with the exit code that the end of the ``with`` block stands for."""
     handle.worker = Worker(handle.report)
-    if not handle.worker.done(handle.open, START_SECONDS):
+    # once it has a session it says where it logs, which may come first
+    if not handle.worker.done(handle.open, START_SECONDS) and handle.session is None:
         handle.run.say(f"{handle.title}: not ready after {START_SECONDS:.0f} s; the run does not wait for it")
     code = 0
     try:
