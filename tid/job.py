@@ -286,6 +286,8 @@ def introduce(run: Run) -> None:
     dropping = "nothing" if is_baseline(run.config) else ", ".join(map(str, parts))
     for remark in step.cache.remarks(run.samples_per_step, step.host_bands) if step.cache else ():
         run.log.say(remark)
+    if run.validation.num_documents < 2:
+        run.log.say("warning: one held-out document: the best checkpoint is chosen on the text that it is reported on")
     if step.updating.by_hand:
         run.log.say(f"kernels by hand: {', '.join(step.updating.by_hand)}")
     if step.fast and not step.updating.capturable:

@@ -80,6 +80,11 @@ def hash_of(run: dict) -> int:
     return int(config.run_hash(run), 16)
 
 
+def odds(documents: np.ndarray) -> np.ndarray:
+    """Those that report; one document alone selects and reports."""
+    return documents[1::2] if len(documents) > 1 else documents
+
+
 def figures(nats: np.ndarray, sizes: np.ndarray, prefix: str = "val") -> dict:
     total, bits = float(nats.sum()), float(nats.sum() / np.log(2))
     tokens, characters, size = map(int, sizes.sum(0))
@@ -103,7 +108,7 @@ def metric_rows(run: dict, done: int, nats: dict, sizes: np.ndarray, costs: dict
             late = 0.0 if step < half else (step - half) / half
             mixed = (1 - late) * nats["best"] + late * nats["final"] + early * sizes[:, 0]
             row |= figures(mixed, sizes)
-            even, odd = figures(mixed[::2], sizes[::2], "val_select"), figures(mixed[1::2], sizes[1::2], "val_report")
+            even, odd = figures(mixed[::2], sizes[::2], "val_select"), figures(odds(mixed), odds(sizes), "val_report")
             del odd["val_report_perplexity"]
             row |= {"val_select_loss": even["val_select_loss"]} | odd
         row["seconds"] = step * costs["step_ms"] / 1000
@@ -115,7 +120,7 @@ def made_summary(
     run: dict, done: int, nats: dict, sizes: np.ndarray, costs: dict, rows: list, share: float, best: float | None
 ) -> dict:
     def evaluation(which: str) -> dict:
-        odd = figures(nats[which][1::2], sizes[1::2])["val_loss"]
+        odd = figures(odds(nats[which]), odds(sizes))["val_loss"]
         step = done if which == "final" or best is None else run["total_steps"] // 2
         return {"step": step, **figures(nats[which], sizes), "val_report_loss": odd}
 

@@ -1,11 +1,10 @@
-"""What belongs to one configuration, what its controls are, what it is called, and what must not be mixed."""
+"""What belongs to one configuration, what it is called, and what must not be mixed."""
 
 import pytest
 import synthetic
 
-from tid.comparison import agreement
+from tid.comparison import agreement, controls
 from tid.comparison.configurations import group, once
-from tid.comparison.folders import read_all
 from tid.comparison.runs import read
 from tid.config import ConfigError
 
@@ -37,53 +36,6 @@ def test_unfinished_runs_join_their_configuration_without_counting(tmp_path):
     assert list(only.runs) == [0] and list(only.others) == [1] and only.is_censored
 
 
-def test_controls_differ_in_nothing_else(tmp_path):
-    base = {"scorer": "entropy", "drop_schedule": "constant", "drop_schedule__rate": 0.2, "drop_mode": "hide"}
-    runs = made(
-        tmp_path,
-        base,
-        base | {"scorer": "random"},
-        base | {"scorer": "random", "drop_schedule__rate": 0.3},
-        base | {"scorer": "random", "drop_mode": "zero"},
-        base | {"scorer": "random", "optim__lr": 0.5},
-        {"drop_schedule": "none", "optim__lr": 0.5},
-        {"drop_schedule": "none"},
-        base | {"protect_first": 4},
-    )
-    found = group(runs)
-    assert found[0].random is found[1] and found[0].no_drop is found[6]
-    assert found[1].random is None and found[1].no_drop is found[6]
-    assert found[4].no_drop is found[5]
-    assert found[7].random is None and found[7].no_drop is found[6]  # nothing is dropped: protection is no setting
-    assert found[5].no_drop is None
-
-
-def test_tuned_controls_are_the_best_of_their_kind_on_the_even_documents(tmp_path):
-    losses = {("none", 0.1): 4.1, ("none", 0.2): 4.0, ("random", 0.1): 4.2, ("random", 0.2): 4.3, ("entropy", 0.3): 3.9}
-    for (scorer, lr), loss in losses.items():
-        run = synthetic.settings(scorer=scorer, optim__lr=lr, drop_schedule="none" if scorer == "none" else "constant")
-        synthetic.write_run(tmp_path, run, loss=loss)
-    runs = read_all([str(tmp_path)])
-    assert all(c.no_drop is c.random is None for c in group(runs) if c.settings["optim"]["lr"] == 0.3)
-    found = {c.label: c for c in group(runs, "tuned")}
-    ours = found["entropy · lr=0.3"]
-    assert ours.no_drop is found["no drop · lr=0.2"] and ours.random is found["random · lr=0.1"]
-    assert found["random · lr=0.2"].no_drop is found["no drop · lr=0.2"] and found["random · lr=0.2"].random is None
-    assert found["no drop · lr=0.1"].no_drop is None
-
-
-def test_random_with_an_equivalent_selector_serves_unless_the_same_is_there(tmp_path):
-    cells = [{"selector": s, "scorer": k} for k in ("entropy", "random") for s in ("highest", "lowest", "threshold")]
-    found = {(c.names["scorer"], c.names["selector"]): c for c in group(made(tmp_path, *cells))}
-    assert found["entropy", "highest"].random is found["random", "highest"]
-    without = [cell for cell in cells if (cell["scorer"], cell["selector"]) not in {("random", "highest")}]
-    found = {(c.names["scorer"], c.names["selector"]): c for c in group(made(tmp_path / "2", *without))}
-    assert found["entropy", "highest"].random is found["random", "lowest"]
-    without = [cell for cell in cells if (cell["scorer"], cell["selector"]) != ("random", "threshold")]
-    found = {(c.names["scorer"], c.names["selector"]): c for c in group(made(tmp_path / "3", *without))}
-    assert found["entropy", "threshold"].random is None  # it drops another number of tokens
-
-
 def test_labels_say_what_differs_and_only_that(tmp_path):
     assert labels(made(tmp_path / "1", {"scorer": "entropy"}, {"scorer": "grad_norm"}, {"drop_schedule": "none"})) == [
         "entropy", "grad_norm", "no drop",
@@ -106,11 +58,10 @@ def test_labels_say_what_differs_and_only_that(tmp_path):
     ]
 
 
-def test_two_budgets_are_two_rows_each_with_its_own_control(tmp_path):
+def test_two_budgets_are_two_rows(tmp_path):
     cells = [{"total_steps": n, "drop_schedule": d} for n in (100, 200) for d in ("none", "constant")]
     found = group(made(tmp_path, *cells))
     assert [c.label for c in found] == [f"{w} · total_steps={n}" for n in (100, 200) for w in ("no drop", "entropy")]
-    assert found[1].no_drop is found[0] and found[3].no_drop is found[2]
 
 
 def test_the_same_cell_in_two_sweeps_counts_once(tmp_path):
@@ -178,9 +129,10 @@ def test_runs_without_a_checksum_of_their_sources_are_known_by_their_commit(tmp_
 def test_data_that_differ_are_never_in_one_row_even_when_allowed(tmp_path):
     runs = made(tmp_path, {"seed": 0}) + made(tmp_path, {"seed": 1}, **CHANGES["data"])
     (elsewhere,) = made(tmp_path, {"drop_schedule": "none"}, **CHANGES["data"])
-    first, second, baseline = group([*runs, elsewhere])
+    first, second, baseline = groups = group([*runs, elsewhere])
+    controls.assign(groups, ["final"], {}, "exact")
     assert list(first.runs) == [0] and list(second.runs) == [1]
-    assert first.no_drop is None and second.no_drop is baseline  # a control has read the same text
+    assert not first.controls and second.controls == {("final", "no_drop"): baseline}  # it has read the same text
     assert first.label != second.label and "bbbbbb" in first.label and "dddddd" in second.label
 
 

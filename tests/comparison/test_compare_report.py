@@ -139,7 +139,30 @@ def test_tuned_controls_are_compared_with_and_named(tmp_path):
     found = report.build(runs, replace(question, controls="tuned"))
     d = rows(found)["entropy · lr=0.3"].differences["final", "no_drop"]
     assert d.estimate == pytest.approx((3.8 - 4.0 + 3.95 - 4.1) / 2) and d.seeds == (0, 1)
-    assert any("Controls are tuned" in note and "no drop: no drop · lr=0.1" in note for note in words.notes(found))
+    [note] = [note for note in words.notes(found) if "Controls are tuned" in note]
+    assert "the best no drop: no drop · lr=0.1 (id " in note and ") (final). That is fair only" in note
+    assert any(sentence.startswith("Against the best no drop: ") for sentence in words.answer(found))
+
+
+def test_a_random_control_that_dropped_more_or_less_compares_with_nothing(tmp_path):
+    for seed in (0, 1):
+        write(tmp_path, seed, 4.0, scorer="none", drop="none")
+        for scorer, rate in (("entropy", 0.623), ("random", 0.299), ("unigram", 0.304)):
+            write(tmp_path, seed, 3.9 - rate * seed, scorer=scorer, selector="threshold", drop_rate=rate)
+    found = rows(ask(tmp_path, ["final"]))
+    d = found["entropy"].differences["final", "random"]
+    assert d.method == "none" and "it dropped 62.3% of what may go, the control 29.9%" in d.why
+    assert found["entropy"].differences["final", "no_drop"].method == "seeds"
+    assert found["unigram"].differences["final", "random"].method == "seeds"
+
+
+def test_one_document_chooses_and_reports_and_that_is_said(tmp_path):
+    write(tmp_path, 0, 4.0, scorer="none", drop="none", document_count=1)
+    write(tmp_path, 0, 3.9, best=3.8, document_count=1)
+    found = ask(tmp_path, ["final", "best"])
+    d = rows(found)["entropy"].differences["best", "no_drop"]
+    assert d.method == "point" and d.estimate == pytest.approx(-0.2) and d.why == "too few documents for a bootstrap"
+    assert any("The held-out text is one document" in note for note in words.notes(found))
 
 
 def test_pruned_runs_are_censored(three):

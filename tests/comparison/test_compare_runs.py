@@ -45,7 +45,7 @@ def test_a_curve_is_read_between_evaluations_and_never_beyond_them(tmp_path):
     spent, loss = run.evaluations["flops"], run.evaluations["report_loss"]
 
     def at(budget):
-        return at_budget(run, "flops", budget, "loss")
+        return at_budget(run, "flops", budget, "report_loss")
 
     assert at(spent[1]) == pytest.approx(loss[1])
     assert at((spent[1] + spent[2]) / 2) == pytest.approx((loss[1] + loss[2]) / 2)
@@ -58,10 +58,10 @@ def test_the_place_is_chosen_on_the_even_documents_and_the_odd_ones_are_reported
     even, odd = [5.0, 3.0, 4.0, 2.0], [6.0, 7.0, 1.0, 8.0]
     curves = {"flops": [10.0, 20.0, 30.0, 40.0], "select_loss": even, "report_loss": odd, "loss": [5.5, 5.0, 2.5, 5.0]}
     run = RunRecord(tmp_path, {}, "done", evaluations={name: np.array(values) for name, values in curves.items()})
-    assert at_budget(run, "flops", 30, "loss") == 7.0  # best on the even at 20, whatever the odd say
-    assert at_budget(run, "flops", 40, "loss") == 8.0
-    assert at_budget(run, "flops", 38, "loss") == pytest.approx(1 + 0.8 * 7)  # 2.4 on the even, there
-    assert at_budget(run, "flops", 32, "loss") == 7.0  # 3.6 on the even: not better than 3.0
+    assert at_budget(run, "flops", 30, "report_loss") == 7.0  # best on the even at 20, whatever the odd say
+    assert at_budget(run, "flops", 40, "report_loss") == 8.0
+    assert at_budget(run, "flops", 38, "report_loss") == pytest.approx(1 + 0.8 * 7)  # 2.4 on the even, there
+    assert at_budget(run, "flops", 32, "report_loss") == 7.0  # 3.6 on the even: not better than 3.0
 
 
 @pytest.mark.parametrize(("steps", "log_every"), [(48, 10), (40 * DROP_POINTS, 4)])

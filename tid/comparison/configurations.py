@@ -1,13 +1,8 @@
-"""Group runs into configurations (all settings but the seed), find their controls, and name them briefly.
-
-The control of a configuration is the one that equals it in everything but what is tested: nothing dropped, or
-random scores in place of its scorer's. Or it is the best of its kind, whatever else differs: tuned against tuned.
-"""
+"""Group runs into configurations (all settings but the seed), and name them briefly."""
 
 import hashlib
 import json
 import re
-import statistics
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,8 +11,6 @@ from tid.comparison.runs import RunRecord
 from tid.config import DROPPING, canonical, snake_case
 
 RANDOM = "tid.scorers.Random"
-# Given random scores these all drop the same number of tokens, uniformly chosen: one control serves them all.
-EXCHANGEABLE = {f"tid.selectors.{name}" for name in ("Lowest", "Highest", "Sampled")}
 GROUPS = DROPPING[:4]
 
 
@@ -25,7 +18,8 @@ GROUPS = DROPPING[:4]
 class Configuration:
     """settings: the canonical configuration without its seed. stratum: what text and what budget, which are never
     averaged over: (sha256 of train, of validation, steps, tokens), or () when no run of it is done. runs: done
-    runs by seed; others: the rest by seed. names: what each dropping group is called, {} for the baseline."""
+    runs by seed; others: the rest by seed. names: what each dropping group is called, {} for the baseline. controls:
+    what it is held against, by view and control, see tid.comparison.controls."""
 
     settings: dict
     stratum: tuple
@@ -34,8 +28,7 @@ class Configuration:
     key: str = ""
     label: str = ""
     names: dict[str, str] = field(default_factory=dict)
-    no_drop: "Configuration | None" = None
-    random: "Configuration | None" = None
+    controls: dict[tuple[str, str], "Configuration"] = field(default_factory=dict)
 
     @property
     def is_baseline(self) -> bool:
@@ -85,9 +78,9 @@ def once(runs: list[RunRecord]) -> tuple[list[RunRecord], list[tuple[RunRecord, 
     return [run for run in runs if run not in left_out], repeats
 
 
-def group(runs: list[RunRecord], controls: str = "exact") -> list[Configuration]:
-    """Configurations with their labels and controls, in the order of their first runs. Runs whose configuration
-    could not be read belong to none. controls: exact | tuned."""
+def group(runs: list[RunRecord]) -> list[Configuration]:
+    """Configurations with their labels, in the order of their first runs. Runs whose configuration could not be read
+    belong to none."""
     found: dict[str, Configuration] = {}
     by_settings: dict[str, list[Configuration]] = defaultdict(list)
     for run in sorted(filter(lambda run: run.config, runs), key=lambda run: not run.summary):
@@ -105,49 +98,8 @@ def group(runs: list[RunRecord], controls: str = "exact") -> list[Configuration]
     for configuration in configurations:
         identity = json.dumps([configuration.settings, configuration.stratum])
         configuration.key = hashlib.sha256(identity.encode()).hexdigest()[:8]
-    find_no_drop, find_random = (_no_drop, _random) if controls == "exact" else (_best_no_drop, _best_random)
-    for configuration in configurations:
-        alike = [c for c in configurations if c.stratum == configuration.stratum and c is not configuration]
-        configuration.no_drop = find_no_drop(configuration, alike)
-        configuration.random = find_random(configuration, alike)
     _name(configurations)
     return configurations
-
-
-# ------------------------------------------------------------------------------------------------ controls
-
-
-def _no_drop(of: Configuration, among: list[Configuration]) -> Configuration | None:
-    wanted = of.settings | dict.fromkeys(DROPPING)
-    return next((c for c in among if c.settings == wanted), None)
-
-
-def _random(of: Configuration, among: list[Configuration]) -> Configuration | None:
-    """The random control with the same selector, else one with a selector that amounts to the same."""
-    if of.is_baseline or of.is_random:
-        return None
-    wanted = of.settings | {"scorer": {"_target_": RANDOM}}
-    near = [c for c in among if c.is_random]
-    exact = [c for c in near if c.settings == wanted]
-    if exact or of.settings["selector"]["_target_"] not in EXCHANGEABLE:
-        return exact[0] if exact else None
-    alike = [c for c in near if c.settings | {"selector": None} == wanted | {"selector": None}]
-    return next((c for c in alike if c.settings["selector"]["_target_"] in EXCHANGEABLE), None)
-
-
-def _best_no_drop(of: Configuration, among: list[Configuration]) -> Configuration | None:
-    return None if of.is_baseline else _best([c for c in among if c.is_baseline])
-
-
-def _best_random(of: Configuration, among: list[Configuration]) -> Configuration | None:
-    return None if of.is_baseline or of.is_random else _best([c for c in among if c.is_random])
-
-
-def _best(among: list[Configuration]) -> Configuration | None:
-    """The lowest mean on the even documents, as the odd ones are for reporting, of those that are not censored."""
-    fair = [c for c in among if c.runs and not c.is_censored]
-    losses = {c.key: [run.summary["best"]["val_select_loss"] for run in c.runs.values()] for c in fair}
-    return min(fair, key=lambda c: statistics.fmean(losses[c.key]), default=None)
 
 
 # -------------------------------------------------------------------------------------------------- labels

@@ -1,54 +1,23 @@
 """Each configuration against its controls, in each view: at equal steps, at the best, at equal FLOPs and seconds."""
 
 from collections import defaultdict
-from typing import NamedTuple
 
 import numpy as np
 
 from tid.comparison.configurations import Configuration
-from tid.comparison.runs import DOCUMENT_COLUMNS, UNITS, RunRecord, at_budget, measured
+from tid.comparison.controls import CONTROLS
+from tid.comparison.runs import DOCUMENT_COLUMNS, UNITS, RunRecord
 from tid.comparison.statistics import Difference, adjusted, by_documents, by_seeds
+from tid.comparison.views import Budgets, Limit, value
 
-VIEWS = ("final", "best", "flops", "seconds")
-CONTROLS = ("no_drop", "random")
 Key = tuple[str, str, str]  # configuration's key, view, control
-
-
-class Limit(NamedTuple):
-    """What every run of a stratum spent: `amount` FLOPs or seconds, all that its `cheapest` run spent."""
-
-    amount: float
-    cheapest: RunRecord
-
-
-Budgets = dict[tuple, dict[str, Limit]]
+SAME_RATE = 0.01  # realised drop rates that differ by less count as the same
 
 KIND = {"no_drop": "drop_schedule=none", "random": "scorer=random"}
 NO_CONTROL = {
     "exact": "no finished run with {} and else the same settings",
     "tuned": "no configuration with {} whose runs are neither pruned nor diverged has a finished one",
 }
-
-
-def budgets(configurations: list[Configuration]) -> Budgets:
-    """For each stratum what its cheapest done run spent: the most that all of them spent."""
-    found: Budgets = {}
-    for stratum in {c.stratum for c in configurations if c.runs}:
-        runs = [run for c in configurations if c.stratum == stratum for run in c.runs.values()]
-        runs = [run for run in runs if len(run.evaluations["step"])]
-        cheapest = {cost: min(runs, key=lambda run, cost=cost: run.evaluations[cost][-1], default=None)
-                    for cost in ("flops", "seconds")}  # fmt: skip
-        found[stratum] = {cost: Limit(run.evaluations[cost][-1], run) for cost, run in cheapest.items() if run}
-    return found
-
-
-def value(run: RunRecord, view: str, unit: str, limits: dict[str, Limit]) -> float:
-    """A done run's validation figure in a view; NaN where its curve does not reach the budget."""
-    if view in ("flops", "seconds"):
-        if view not in limits:
-            return float("nan")
-        return at_budget(run, view, limits[view].amount, unit)
-    return measured(run, "report" if view == "best" else view, unit)
 
 
 def differences(
@@ -61,16 +30,15 @@ def differences(
     controls: str = "exact",
 ) -> dict[Key, Difference]:
     """Every difference from both controls, with the p-values corrected for all of those that were tested. controls:
-    which they are, see tid.comparison.configurations."""
+    how they were assigned, see tid.comparison.controls."""
     found: dict[Key, Difference] = {}
     single: dict[tuple, list[tuple[Key, RunRecord, RunRecord]]] = defaultdict(list)
     for ours in configurations:
         for control in CONTROLS:
-            theirs = getattr(ours, control)
-            refused = _refusal(ours, theirs, control, controls)
-            seeds = sorted(ours.runs.keys() & theirs.runs.keys()) if theirs else []
             for view in views:
-                key = (ours.key, view, control)
+                key, theirs = (ours.key, view, control), ours.controls.get((view, control))
+                refused = _refusal(ours, theirs, control, controls)
+                seeds = sorted(ours.runs.keys() & theirs.runs.keys()) if theirs else []
                 if refused:
                     found[key] = Difference("none", why=refused)
                 elif len(seeds) == 1 and view in ("final", "best"):
@@ -93,7 +61,13 @@ def _refusal(ours: Configuration, theirs: Configuration | None, control: str, co
     for side, who in ((ours, "its"), (theirs, "the control's")):
         if side.is_censored:
             return f"{who} pruned or diverged runs are censored, so those that finished are a selection"
-    return "" if ours.runs.keys() & theirs.runs.keys() else "no seed in common with the control"
+    seeds = ours.runs.keys() & theirs.runs.keys()
+    if not seeds:
+        return "no seed in common with the control"
+    mine, its = (np.mean([c.runs[seed].summary["drop_rate"] for seed in seeds]) for c in (ours, theirs))
+    if controls == "exact" and control == "random" and abs(mine - its) > SAME_RATE:
+        return f"it dropped {mine:.1%} of what may go, the control {its:.1%}: their difference is one of dose, too"
+    return ""
 
 
 def _over_seeds(
@@ -120,7 +94,8 @@ def _over_documents(
     waiting: list[tuple[Key, RunRecord, RunRecord]], view: str, unit: str, confidence: float
 ) -> dict[Key, Difference]:
     """Differences of single pairs of runs; all validated the same documents."""
-    part = slice(None) if view == "final" else slice(1, None, 2)
+    one = len(waiting[0][1].documents) == 1  # then best is chosen and reported on it: see tid.comparison.runs.measured
+    part = slice(None) if view == "final" or one else slice(1, None, 2)
     column = DOCUMENT_COLUMNS.index(f"{view}_nats") - 1
     logarithm = 1.0 if unit == "loss" else np.log(2)
     sizes = waiting[0][1].documents[part, UNITS.index(unit)]

@@ -33,8 +33,8 @@ def styles(report: Report) -> dict[str, Style]:
     """The two controls of the first row and the six best others stand out; the rest are thin grey lines."""
     ranked = [row.configuration for row in report.rows if row.n]
     leader = next((c for c in ranked if c.role == ""), ranked[0])
-    no_drop = leader if leader.is_baseline else leader.no_drop
-    random = leader if leader.is_random else leader.random
+    no_drop = leader if leader.is_baseline else leader.controls.get((report.primary, "no_drop"))
+    random = leader if leader.is_random else leader.controls.get((report.primary, "random"))
     found = {c.key: Style(FAINT, "-", "", False) for c in ranked}
     others = [c for c in ranked if c not in (no_drop, random)][: len(OKABE_ITO)]
     for c, colour, marker, dashes in zip(others, OKABE_ITO, MARKERS, DASHES, strict=False):

@@ -5,15 +5,16 @@ from pathlib import Path
 import jinja2
 
 from tid.comparison import plots, svg, tables
-from tid.comparison.differences import CONTROLS, Difference
+from tid.comparison.controls import CONTROLS
 from tid.comparison.report import Report
 from tid.comparison.runs import UNITS
+from tid.comparison.statistics import Difference
 from tid.comparison.words import (
     BEST,
-    CONTROL,
     VIEW,
     alpha,
     answer,
+    called,
     interval,
     level,
     name,
@@ -110,7 +111,7 @@ def _view(report: Report, view: str) -> dict:
             cells += _difference(row.differences[view, control], alpha(report))
         rows.append({"key": row.configuration.key, "role": row.configuration.role, "cells": cells})
     header += ["difference", f"{level(report)} interval", "p", "corr. p"] * len(CONTROLS)
-    groups = [("", 1), ("", 2), *((f"minus {CONTROL[control]}", 4) for control in CONTROLS)]
+    groups = [("", 1), ("", 2), *((f"minus {called(control, report)}", 4) for control in CONTROLS)]
     title = f"{VIEW[view][0].upper()}{VIEW[view][1:]}"
     return {"title": title, "note": "", "groups": groups, "header": header, "rows": rows}
 

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import numpy as np
 
-from tid.comparison import agreement, configurations
+from tid.comparison import agreement, configurations, controls
 from tid.comparison.configurations import Configuration
-from tid.comparison.differences import Budgets, Difference, budgets, differences, value
+from tid.comparison.differences import Difference, differences
 from tid.comparison.runs import UNITS, RunRecord, measured
 from tid.comparison.statistics import Spread, spread
+from tid.comparison.views import Budgets, budgets, value
 from tid.config import ConfigError
 
 COSTS = ("drop_rate", "steps", "tokens", "seconds", "step_ms", "score_ms", "train_flops", "score_flops")
@@ -19,7 +20,7 @@ MOMENTS = ("final", "best", "report")
 @dataclass(frozen=True)
 class Question:
     """What the user asked for. at: the views; the first orders the rows and is what the plots show. controls: exact |
-    tuned, see tid.comparison.configurations."""
+    tuned, see tid.comparison.controls."""
 
     metric: str
     at: list[str]
@@ -97,8 +98,9 @@ def build(runs: list[RunRecord], question: Question) -> Report:
         views = [view for view in question.at if view != "seconds"] or ["final"]
         question = replace(question, at=views)
         said.append("no comparison at equal wall-clock: the runs were made on different devices")
-    groups = configurations.group(runs, question.controls)
+    groups = configurations.group(runs)
     limits = budgets(groups)
+    controls.assign(groups, question.at, limits, question.controls)
     found = differences(
         groups, question.at, question.metric, limits, question.confidence, question.correction, question.controls
     )

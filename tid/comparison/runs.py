@@ -187,10 +187,11 @@ def measured(run: RunRecord, when: str, unit: str) -> float:
     return float(nats / size / (1 if unit == "loss" else np.log(2))) if size else float("nan")
 
 
-def at_budget(run: RunRecord, cost: str, budget: float, unit: str) -> float:
-    """The best that the validation curve came to within `budget` of `cost` (flops or seconds), on straight lines
-    between evaluations; NaN where that would be before the first or beyond the last of them. The place is chosen on
-    the even documents, and the figure is that of the odd ones there.
+def at_budget(run: RunRecord, cost: str, budget: float, curve: str) -> float:
+    """The best that validation came to within `budget` of `cost` (flops or seconds), on straight lines between
+    evaluations; NaN where that would be before the first or beyond the last of them. The place is chosen on the even
+    documents; curve: the figure there, select_loss of the same documents, or report_loss, report_bpc or report_bpb of
+    the odd ones, which had no say.
 
     Best, not last: where runs over-fit, a run that is cut short would otherwise win by having over-fitted less.
     """
@@ -199,4 +200,4 @@ def at_budget(run: RunRecord, cost: str, budget: float, unit: str) -> float:
         return float("nan")
     places = np.append(spent[spent < budget], budget)
     best = places[np.argmin(np.interp(places, spent, run.evaluations["select_loss"]))]
-    return float(np.interp(best, spent, run.evaluations[f"report_{unit}"]))
+    return float(np.interp(best, spent, run.evaluations[curve]))

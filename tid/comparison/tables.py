@@ -7,14 +7,15 @@ import textwrap
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from tid.comparison.differences import CONTROLS, VIEWS
+from tid.comparison.controls import CONTROLS
 from tid.comparison.report import COSTS, MOMENTS, Report, Row
 from tid.comparison.runs import UNITS, RunRecord, measured
+from tid.comparison.views import VIEWS
 from tid.comparison.words import (
-    CONTROL,
     VIEW,
     alpha,
     answer,
+    called,
     interval,
     level,
     mean_sd,
@@ -86,7 +87,7 @@ def against(report: Report, control: str, view: str) -> Table:
         numbers = [number(d.estimate, sign=True), interval(d) + mark, probability(d.p), probability(d.p_adjusted)]
         rows.append([name(row), *numbers, str(d.pairs), verdict(d, alpha(report))])
     header = ["configuration", "difference", f"{level(report)} interval", "p", "corrected p", "pairs", "verdict"]
-    return Table(f"{unit} minus {CONTROL[control]}, paired by seed ({VIEW[view]})", header, rows)
+    return Table(f"{unit} minus {called(control, report)}, paired by seed ({VIEW[view]})", header, rows)
 
 
 def everywhere(report: Report) -> Table:
@@ -238,8 +239,10 @@ def _configuration_cells(row: Row, report: Report) -> dict[str, object]:
             cells |= {f"{view}_{report.question.metric}": row.views[view].mean, f"{view}_n": row.views[view].n}
             for control in CONTROLS:
                 d = row.differences[view, control]
-                facts = {"difference": d.estimate, "low": d.low, "high": d.high, "p": d.p}
-                facts |= {"p_corrected": d.p_adjusted, "pairs": d.pairs, "method": d.method, "why": d.why}
+                theirs = c.controls.get((view, control))
+                facts = {"control": theirs.key if theirs else "", "difference": d.estimate, "low": d.low}
+                facts |= {"high": d.high, "p": d.p, "p_corrected": d.p_adjusted, "pairs": d.pairs}
+                facts |= {"method": d.method, "why": d.why}
                 cells |= {f"{view}_vs_{control}_{key}": value for key, value in facts.items()}
     return {key: "" if value != value else value for key, value in cells.items()}
 

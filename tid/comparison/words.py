@@ -1,19 +1,27 @@
 """What the comparison says in sentences: the answer, and how its numbers are to be read."""
 
 from tid.comparison.agreement import APART, code, fact
-from tid.comparison.configurations import Configuration
-from tid.comparison.differences import CONTROLS, Limit
+from tid.comparison.controls import CONTROLS
 from tid.comparison.report import Report, Row
 from tid.comparison.statistics import RESAMPLES, Difference, Spread
+from tid.comparison.views import Limit
 
 UNIT = {"loss": "nats per token", "bpc": "bits per character", "bpb": "bits per UTF-8 byte"}
 VIEW = {"final": "equal steps, last step, all documents", "best": "equal steps, best, odd documents",
         "flops": "equal FLOPs, best, odd documents", "seconds": "equal wall-clock, best, odd documents"}  # fmt: skip
-CONTROL = {"no_drop": "no drop", "random": "random at the same rate"}
+CONTROL = {
+    "exact": {"no_drop": "no drop", "random": "random at the same rate"},
+    "tuned": {"no_drop": "the best no drop", "random": "the best random"},
+}
 BEST = (
     "Final is of all validation documents, best of the odd ones (the even chose it): so it may read higher than final."
 )
 CORRECTION = {"bh": "Benjamini-Hochberg", "by": "Benjamini-Yekutieli"}
+
+
+def called(control: str, report: Report) -> str:
+    """What differences are from: "random at the same rate", or "the best random" at whatever rate."""
+    return CONTROL[report.question.controls][control]
 
 
 def name(row: Row) -> str:
@@ -79,9 +87,9 @@ def _against(row: Row, report: Report, control: str) -> str:
     if d.method == "none":
         mine = row.configuration
         is_control = mine.is_baseline or (mine.is_random and control == "random")
-        return "" if is_control else f"Not compared with {CONTROL[control]}: {d.why}."
+        return "" if is_control else f"Not compared with {called(control, report)}: {d.why}."
     unit, sure = report.question.metric, verdict(d, alpha(report)) or "not distinguishable"
-    says = f"Against {CONTROL[control]}: {number(d.estimate, sign=True)} {unit}"
+    says = f"Against {called(control, report)}: {number(d.estimate, sign=True)} {unit}"
     if d.method == "point":
         return f"{says}, without an interval: {d.why}."
     if d.method == "documents":
@@ -99,7 +107,7 @@ def _tally(rows: list[Row], report: Report, control: str) -> str:
     verdicts = [verdict(d, alpha(report)) for d in tested]
     better, worse = verdicts.count("better"), verdicts.count("worse")
     return (
-        f"Of {len(tested)} tested against {CONTROL[control]}: {better} better, {worse} worse, "
+        f"Of {len(tested)} tested against {called(control, report)}: {better} better, {worse} worse, "
         f"{len(tested) - better - worse} not distinguishable."
     )
 
@@ -139,6 +147,11 @@ def notes(report: Report) -> list[str]:
             "Where no random run has the same selector, one with another that drops as many tokens serves: given "
             "random scores lowest, highest and sampled choose alike."
         )
+    if any(len(run.documents) == 1 for run in report.done):
+        said.append(
+            "The held-out text is one document: best, and what is read at equal FLOPs or wall-clock, was chosen on the "
+            "text that it is reported on, and is too low."
+        )
     if any(row.configuration.is_censored for row in report.rows):
         said.append(
             "‡: runs of it were pruned, or diverged. They are in no mean, and what is left is tested against nothing."
@@ -147,25 +160,24 @@ def notes(report: Report) -> list[str]:
 
 
 def _tuned(report: Report) -> list[str]:
-    """Which configurations everything else is held against."""
-    chosen = {
-        CONTROL[control]: {c.key: f"{c.label} (id {c.key})" for row in report.rows if (c := _control(row, control))}
-        for control in CONTROLS
-    }
-    named = "; ".join(f"{control}: {', '.join(found.values())}" for control, found in chosen.items() if found)
+    """Which configurations everything else is held against, in each view."""
+    named: dict[str, list[str]] = {}
+    for view in report.question.at:
+        for control in CONTROLS:
+            chosen = {row.configuration.controls.get((view, control)) for row in report.rows} - {None}
+            labels = ", ".join(sorted(f"{c.label} (id {c.key})" for c in chosen))
+            if labels:
+                named.setdefault(f"{called(control, report)}: {labels}", []).append(view)
+    listed = "; ".join(f"{what} ({', '.join(views)})" for what, views in named.items())
     return [
-        "Controls are tuned: of each kind the configuration with the lowest mean on the even documents, censored ones "
-        f"left out, whatever else differs{f' ({named})' if named else ''}. That is fair only if the controls were "
-        "searched as widely as what is held against them."
+        "Controls are tuned: of each kind and in each view the one with the lowest mean on the even documents, "
+        f"censored ones left out, whatever else differs. {listed or 'There is none'}. That is fair only if the "
+        "controls were searched as widely as what is held against them."
     ]
 
 
-def _control(row: Row, control: str) -> Configuration | None:
-    return getattr(row.configuration, control)
-
-
 def _selector_differs(row: Row) -> bool:
-    control = row.configuration.random
+    control = next((c for (_, kind), c in row.configuration.controls.items() if kind == "random"), None)
     return control is not None and control.settings["selector"] != row.configuration.settings["selector"]
 
 

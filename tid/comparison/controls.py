@@ -1,0 +1,66 @@
+"""What a configuration is held against: the same with nothing dropped, and with random scores in place of its scorer's.
+
+Exact, a control equals it in everything but what is tested, in every view. Tuned, it is the best of its kind whatever
+else differs, and each view has its own: what is best at its best may have over-fitted by the last step.
+"""
+
+import math
+import statistics
+from collections.abc import Callable
+from functools import partial
+
+from tid.comparison.configurations import RANDOM, Configuration
+from tid.comparison.runs import RunRecord
+from tid.comparison.views import Budgets, choosing
+from tid.config import DROPPING
+
+CONTROLS = ("no_drop", "random")
+Loss = Callable[[RunRecord], float]
+# Given random scores these all drop the same number of tokens, uniformly chosen: one control serves them all.
+EXCHANGEABLE = {f"tid.selectors.{name}" for name in ("Lowest", "Highest", "Sampled")}
+
+
+def assign(configurations: list[Configuration], views: list[str], limits: Budgets, how: str) -> None:
+    """Fill in `controls` of every configuration. how: exact | tuned."""
+    for ours in configurations:
+        alike = [c for c in configurations if c.stratum == ours.stratum and c is not ours]
+        for view in views:
+            if how == "exact":
+                found = {"no_drop": _no_drop(ours, alike), "random": _random(ours, alike)}
+            else:
+                loss = partial(choosing, view=view, limits=limits.get(ours.stratum, {}))
+                found = {"no_drop": _best_no_drop(ours, alike, loss), "random": _best_random(ours, alike, loss)}
+            ours.controls |= {(view, control): c for control, c in found.items() if c is not None}
+
+
+def _no_drop(of: Configuration, among: list[Configuration]) -> Configuration | None:
+    wanted = of.settings | dict.fromkeys(DROPPING)
+    return next((c for c in among if c.settings == wanted), None)
+
+
+def _random(of: Configuration, among: list[Configuration]) -> Configuration | None:
+    """The random control with the same selector, else one with a selector that amounts to the same."""
+    if of.is_baseline or of.is_random:
+        return None
+    wanted = of.settings | {"scorer": {"_target_": RANDOM}}
+    near = [c for c in among if c.is_random]
+    exact = [c for c in near if c.settings == wanted]
+    if exact or of.settings["selector"]["_target_"] not in EXCHANGEABLE:
+        return exact[0] if exact else None
+    alike = [c for c in near if c.settings | {"selector": None} == wanted | {"selector": None}]
+    return next((c for c in alike if c.settings["selector"]["_target_"] in EXCHANGEABLE), None)
+
+
+def _best_no_drop(of: Configuration, among: list[Configuration], loss: Loss) -> Configuration | None:
+    return None if of.is_baseline else _best([c for c in among if c.is_baseline], loss)
+
+
+def _best_random(of: Configuration, among: list[Configuration], loss: Loss) -> Configuration | None:
+    return None if of.is_baseline or of.is_random else _best([c for c in among if c.is_random], loss)
+
+
+def _best(among: list[Configuration], loss: Loss) -> Configuration | None:
+    """The lowest mean of those that are not censored and whose runs all reach the view's budget."""
+    fair = [c for c in among if c.runs and not c.is_censored]
+    means = {c.key: statistics.fmean(map(loss, c.runs.values())) for c in fair}
+    return min((c for c in fair if math.isfinite(means[c.key])), key=lambda c: means[c.key], default=None)
