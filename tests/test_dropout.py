@@ -99,8 +99,8 @@ def test_threshold_keeps_bad_rows_and_learns_nothing_from_them():
             choice = choose(dropout, scores, tokens, 0.4)
             assert choice.keep[1].all()
     assert (~choice.keep).any()
-    assert torch.equal(dropouts[0].state["quantile"], dropouts[1].state["quantile"])
-    assert dropouts[0].state["quantile"].isfinite()
+    assert torch.equal(dropouts[0].state["quantiles"], dropouts[1].state["quantiles"])
+    assert dropouts[0].state["quantiles"].isfinite().all()
 
 
 def test_choice_is_a_function_of_seed_and_sample():

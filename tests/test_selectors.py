@@ -180,13 +180,47 @@ def test_threshold_approaches_the_rate(rate):
     assert torch.stack(dropped[100:]).mean().item() == pytest.approx(rate, abs=0.01)
 
 
-def test_threshold_follows_scores_that_drift():
-    selector, droppable = Threshold(momentum=0.9), torch.ones(8, 64).bool()
-    state, dropped = selector.initial_state(), []
-    for step in range(400):
-        keep = select(selector, normal(8, 64, step) + step / 100, droppable, 0.3, step, state)
-        dropped.append((~keep).double().mean())
-    assert torch.stack(dropped[50:]).mean().item() == pytest.approx(0.3, abs=0.05)
+def drops(selector, shift, rates, steps=400) -> torch.Tensor:
+    """Fractions dropped (steps,) of scores that move by `shift` standard deviations per step, at rates (steps,)."""
+    state, found, droppable = selector.initial_state(), [], torch.ones(8, 64).bool()
+    for step in range(steps):
+        keep = select(selector, normal(8, 64, step) + shift * step, droppable, rates[step], step, state)
+        found.append((~keep).double().mean())
+    return torch.stack(found)
+
+
+@pytest.mark.parametrize("shift", [0.01, -0.01])
+def test_threshold_follows_scores_that_drift(shift):
+    rates = [0.3] * 400
+    late, later = drops(Threshold(momentum=0.0), shift, rates), drops(Threshold(momentum=0.9), shift, rates)
+    assert late[1:].mean().item() == pytest.approx(0.3, abs=0.01)
+    assert later[50:].mean().item() == pytest.approx(0.3, abs=0.05)
+    assert (later[50:].mean() - 0.3) * shift < 0  # too few of rising scores, too many of falling ones
+    assert (later[50:].mean() - 0.3).abs() > 2 * (late[50:].mean() - 0.3).abs()
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_threshold_goes_with_the_schedule(momentum):
+    rates = [0.6 * (1 - step / 400) for step in range(400)]
+    found = drops(Threshold(momentum=momentum), 0.0, rates)
+    for part in (slice(1, 50), slice(100, 150), slice(350, 400)):
+        assert found[part].mean().item() == pytest.approx(sum(rates[part]) / len(rates[part]), abs=0.015)
+
+
+def test_threshold_cuts_each_row_at_its_own_rate():
+    selector, droppable = build("selector", "threshold"), torch.ones(3, 4000).bool()
+    state, rates = selector.initial_state(), torch.tensor([0.0, 0.2, 0.7], dtype=torch.float64)
+    for step in range(2):
+        keep = selector(normal(3, 4000, step), droppable, rates, noise(3, 4000), state)
+    assert (~keep).double().mean(dim=1).tolist() == pytest.approx(rates.tolist(), abs=0.03)
+    assert keep[0].all()
+
+
+@pytest.mark.parametrize("count", [1, 2, 37, 60])
+def test_quantiles_are_torchs(count):
+    values = torch.cat([normal(1, count)[0].sort().values, torch.full((60 - count,), torch.inf)])
+    at = torch.linspace(0, 1, 33)
+    assert torch.allclose(selectors.quantiles(values, torch.tensor(count - 1), at), values[:count].quantile(at))
 
 
 def test_threshold_decides_each_token_without_its_neighbours():
@@ -209,11 +243,11 @@ def test_threshold_keeps_its_estimate_over_a_batch_without_droppable_tokens():
     state = selector.initial_state()
     for step in range(5):
         select(selector, normal(8, 64, step) + 10, droppable, 0.5, step, state)
-    estimate = (state["quantile"] / state["weight"]).item()
-    assert estimate == pytest.approx(10, abs=0.2)
+    estimates = state["quantiles"] / state["weight"]
+    assert estimates[selectors.RATES // 2].item() == pytest.approx(10, abs=0.2)
     for step in range(20):
         assert select(selector, normal(8, 64, step), ~droppable, 0.5, step, state).all()
-    assert (state["quantile"] / state["weight"]).item() == pytest.approx(estimate)
+    assert torch.allclose(state["quantiles"] / state["weight"], estimates)
 
 
 def test_long_rows_rank_as_short_ones_do(monkeypatch):

@@ -173,7 +173,8 @@ class Skip(DropMode):
 @component
 class LossMask(DropMode):
     """The token stays an input but is not trained on as a target, as in selective language modelling (Rho-1,
-    Lin et al. 2024). The mean is over the targets that are left in the micro-batch."""
+    Lin et al. 2024). The mean is over the targets that are left in the micro-batch, of all processes: where
+    sequences keep different numbers, as with drop_schedule=uniform, `accumulate_steps` changes what each weighs."""
 
     sees_all: ClassVar = True
     whole_loss: ClassVar = False

@@ -25,7 +25,7 @@ NotNegative = Annotated[float, Field(ge=0)]
 @component
 class WarmupCosine:
     """What all optimizers share: linear warm-up over `warmup_steps`, then half a cosine down to
-    `lr · final_lr_ratio` at the last step; the gradient's norm is clipped to `clip_norm`."""
+    `lr · final_lr_ratio`, which a step after the last would have; the gradient's norm is clipped to `clip_norm`."""
 
     lr: Positive
     final_lr_ratio: Annotated[float, Field(ge=0, le=1)]

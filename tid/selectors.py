@@ -22,6 +22,7 @@ from torch import Tensor
 from tid.component import component
 
 PAIRWISE_LENGTH = 512
+RATES = 1024  # rates, evenly spaced, whose quantiles a threshold remembers
 
 
 def drop_counts(droppable: Tensor, rate: Tensor) -> Tensor:
@@ -101,29 +102,39 @@ class Sampled(Selector):
         return drop_first(z / self.temperature - gumbel, droppable, rate, 1 - noise)
 
 
+def quantiles(ordered: Tensor, last: Tensor | int, at: Tensor) -> Tensor:
+    """Quantiles of ordered[0 … last], ascending, at fractions `at` in [0, 1], of any shape, on straight lines between
+    the values (numpy's default, R's type 7)."""
+    place = at * last
+    below = place.long()
+    return torch.lerp(ordered[below], ordered[(below + 1).clamp(max=last)], (place - below).to(ordered.dtype))
+
+
 @component
 class Threshold(Selector):
-    """Drop every token whose score is below a running estimate of the score's `rate` quantile.
+    """Drop every token whose score is below the `rate` quantile of earlier batches' scores.
 
     Causal within the sequence: a token's fate depends on its own score and on earlier batches, never on its
-    neighbours. The estimate is an exponential moving average, with `momentum`, of each batch's quantile; counts
-    are therefore only close to the rate, and the first step drops nothing.
+    neighbours. Remembered are the quantiles at all rates, so that a row is cut at its own, whatever the schedule does:
+    those of the last batch, or with `momentum` an exponential moving average. Where scores rise or fall from batch to
+    batch the threshold comes late, by more with more momentum, and too few or too many go: the realised rate is logged,
+    and tid.compare takes no random control of another rate. The first step drops nothing. Of several processes each
+    remembers its own batches.
     """
 
     momentum: Annotated[float, Field(ge=0, lt=1)]
     exact: ClassVar = False
 
     def initial_state(self) -> dict[str, Tensor]:
-        return {"quantile": torch.tensor(0.0), "weight": torch.tensor(0.0)}
+        return {"quantiles": torch.zeros(RATES + 1), "weight": torch.tensor(0.0)}
 
     def __call__(self, scores: Tensor, droppable: Tensor, rate: Tensor, noise: Tensor, state: dict) -> Tensor:
-        seen = state["weight"] > 0
-        keep = (scores >= state["quantile"] / state["weight"].clamp_min(1e-12)) | ~droppable | ~seen
-        keep |= (rate == 0)[:, None]
+        known, weight = state["quantiles"], state["weight"]
+        threshold = quantiles(known / weight.clamp_min(1e-12), RATES, rate)
+        keep = (scores >= threshold[:, None]) | ~droppable | (weight == 0) | (rate == 0)[:, None]
         ordered = scores.masked_fill(~droppable, torch.inf).flatten().sort().values
         total = droppable.sum()
-        index = (rate.mean() * total).long().clamp(max=(total - 1).clamp_min(0))
-        batch_quantile = torch.where(total > 0, ordered.gather(0, index[None])[0], state["quantile"])
-        state["quantile"].lerp_(batch_quantile, 1 - self.momentum)
-        state["weight"].lerp_(torch.where(total > 0, 1.0, state["weight"]), 1 - self.momentum)
+        here = quantiles(ordered, (total - 1).clamp_min(0), torch.arange(RATES + 1, device=rate.device) / RATES)
+        known.lerp_(torch.where(total > 0, here, known), 1 - self.momentum)
+        weight.lerp_(torch.where(total > 0, 1.0, weight), 1 - self.momentum)
         return keep
