@@ -4,18 +4,20 @@
     ranks.py stop STEP SETTING ...               tid.train; after STEP steps rank 1 sends torchrun a SIGTERM
     ranks.py warn STEP SETTING ...               tid.train; after STEP steps rank 1 gets a SIGUSR2
     ranks.py fail STEP SETTING ...               tid.train; after STEP steps rank 1 raises RuntimeError
+    ranks.py linger SECONDS SETTING ...          tid.train; the leader takes that long to write the last checkpoint
 """
 
 import os
 import signal
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
 from tiny import build, run, tiny_step, tiny_text, weights
 
-from tid import distributed
+from tid import checkpoint, distributed, processes
 from tid.flat import flat_update
 from tid.pieces import Pieces
 from tid.processes import together
@@ -79,6 +81,23 @@ def steps(file: str, device: torch.device, cases: list[str]) -> None:
             torch.save(made, file)
 
 
+def linger(seconds: float) -> None:
+    """Have the leader's last write take that long, with a signal to torchrun meanwhile, and no more patience than half
+    of it with others that should answer."""
+    save = checkpoint.save
+
+    def and_wait(state: dict, path: Path) -> None:
+        if state["run"]["done"] == 12:
+            os.kill(os.getppid(), signal.SIGTERM)
+            time.sleep(seconds)
+        save(state, path)
+
+    checkpoint.save, processes.ANSWER_SECONDS = and_wait, seconds / 2
+    from tid.train import main
+
+    main()
+
+
 def train(after: int, what: str) -> None:
     take_step = TrainStep.__call__
 
@@ -104,4 +123,4 @@ if __name__ == "__main__":
         steps(number, torch.device(rest[0]), rest[1:])
     else:
         sys.argv[1:] = rest
-        train(int(number), command)
+        linger(float(number)) if command == "linger" else train(int(number), command)

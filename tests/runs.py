@@ -1,9 +1,12 @@
 """Real training runs for tests: composed from conf/ as the command line does, tiny, in a folder of their own."""
 
 import json
+import os
 import re
+import signal
 from pathlib import Path
 
+import pytest
 from hydra import compose, initialize_config_dir
 
 from tid import checkpoint, job
@@ -70,3 +73,19 @@ def read(run: Path, name: str) -> dict:
 
 def hash_of(run: Path) -> str:
     return re.fullmatch(r".*-([0-9a-f]{8})", run.name)[1]
+
+
+def train_and_stop(monkeypatch, stopped_after: int, *run) -> None:
+    """Train, and have a signal come after that step."""
+    take_step = job.TrainStep.__call__
+
+    def and_ask_to_stop(self, step):
+        take_step(self, step)
+        if step == stopped_after:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(job.TrainStep, "__call__", and_ask_to_stop)
+        with pytest.raises(SystemExit) as stopped:
+            train(*run)
+    assert stopped.value.code == 143

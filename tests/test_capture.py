@@ -6,6 +6,8 @@ import pytest
 import torch
 from tiny import tiny_model, tiny_step, variants, weights
 
+from tid.capture import Graph
+
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"),
@@ -98,6 +100,21 @@ def test_steps_by_hand_follow_those_of_compiled_pieces(scorer, mode):
     assert_alike(by_hand, compiled, rtol=1e-1 if scorer == "grad_norm" else 3e-2)  # ranks change with a rounding
     assert by_hand != compiled  # they were at work
     assert by_hand == found("all")
+
+
+def test_graphs_of_one_pool_use_the_same_memory():
+    x = torch.ones(2**24, device=CUDA)
+
+    def work():
+        return (x * 2 + 1).sum()
+
+    Graph.prepare(work)
+    pool, before = torch.cuda.graph_pool_handle(), torch.cuda.memory_reserved()
+    graphs = [Graph(work, pool)]
+    one = torch.cuda.memory_reserved() - before
+    graphs += [Graph(work, pool) for _ in range(3)]
+    assert one >= 4 * len(x) and torch.cuda.memory_reserved() - before < 1.5 * one
+    assert [graph().item() for graph in graphs] == [3.0 * len(x)] * 4
 
 
 def test_capture_resumes_and_interchanges_with_eager():

@@ -1,5 +1,6 @@
 """Writing checkpoints beside the training."""
 
+import errno
 import subprocess
 import sys
 import threading
@@ -66,6 +67,17 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run(tmp_path, held_back, b
     writer(state(2.0), tmp_path / LAST, then=lambda: said.append("saved"))
     writer.wait()
     assert load(tmp_path / LAST)["run"]["done"] == 2 and said == ["saved"]
+
+
+def test_a_best_that_cannot_be_linked_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "link", raise_no_space)
+    with pytest.raises(CheckpointError, match="best.pt: cannot be made the same as last.pt .*No space left.*resumes"):
+        Writer()(state(1.0), tmp_path / LAST, tmp_path / BEST)
+    assert load(tmp_path / LAST)["run"]["done"] == 1
+
+
+def raise_no_space(*paths):
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_whoever_waits_no_longer_is_let_go(tmp_path, held_back):

@@ -43,6 +43,11 @@ def train(folder: Path, *arguments: str, **environment: str) -> subprocess.Compl
         ("scorr=random", "scorr: unknown key; did you mean scorer?"),
         ("+scorr=random", "scorr: unknown key; did you mean scorer?"),
         ("+scorer=random", "every run has scorer already; write scorer=random"),
+        ("experiment=[quickstart,mir]", "experiment=[quickstart,mir]: one experiment at a time"),
+        ("experiment=quickstart +experiment=mir", "+experiment=mir: one experiment at a time"),
+        ("output_dir=~/x", "output_dir=~/x: the shell leaves this ~ as it is; write output_dir=/"),
+        ("output_dir=\"~/x\"", "output_dir: the shell left the ~ of '~/x' as it is; write /"),
+        ("name=", "name: "),
         ("seeed=3", "seeed: unknown key; did you mean seed?"),
         ("lr=1", "lr: unknown key; did you mean optim.lr?"),
         ("optim.lrr=1", "optim.lrr: unknown key; did you mean optim.lr?"),
@@ -147,6 +152,24 @@ def test_torch_is_not_imported_to_help_show_or_refuse(tmp_path, arguments):
         "import sys; from tid.train import main\ntry: main()\nfinally: sys.exit(9 * ('torch' in sys.modules))"
     )
     assert call(tmp_path, "-c", script, *arguments.split()).returncode == 0
+
+
+@pytest.mark.parametrize("command", ["evaluate", "compare", "inspect", "report", "sample", "export", "dashboard"])
+def test_cfg_shows_what_is_still_to_be_named(tmp_path, command):
+    done = call(tmp_path, "-m", f"tid.{command}", "--cfg", "job")
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    assert any(line.partition(": ")[2] in ("???", "null") for line in done.stdout.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "message"),
+    [("sample", "temperature=0,1", "temperature=0,1: wanted one value"),
+     ("evaluate", "-m stride=1,2", "-m: a sweep trains many runs"),
+     ("evaluate", "checkpoint=", "checkpoint: is empty; give it as checkpoint=...")],
+)  # fmt: skip
+def test_other_commands_are_no_sweeps(tmp_path, command, arguments, message):
+    done = call(tmp_path, "-m", f"tid.{command}", *arguments.split())
+    assert done.returncode == 2 and done.stderr.startswith(f"error: {message}"), done.stderr
 
 
 def test_importing_the_entry_point_gives_the_same_command(tmp_path):

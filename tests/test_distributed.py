@@ -134,6 +134,16 @@ def test_a_warning_of_the_time_limit_to_one_process_saves_and_stops_all(tmp_path
 
 
 @pytest.mark.slow
+def test_a_signal_while_the_leader_writes_the_end_changes_nothing(tmp_path):
+    """The others are there to answer until it has."""
+    torchrun(RANKS, "linger", "6", *runs.settings(tmp_path))
+    (run,) = (tmp_path / "outputs" / "reference").iterdir()
+    status = runs.read(run, "status.json")
+    assert status["state"] == "done", status
+    assert checkpoint.load(run / "checkpoints/last.pt")["run"]["done"] == 12 and (run / "summary.json").exists()
+
+
+@pytest.mark.slow
 def test_an_error_of_one_process_ends_all_and_is_told_once(tmp_path):
     failed = torchrun(RANKS, "fail", "3", *runs.settings(tmp_path))
     assert failed.returncode != 0

@@ -167,6 +167,17 @@ def test_every_combination_on_disk_is_allowed_but_skip_with_threshold():
     assert refused == {("threshold", "skip")}
 
 
+def test_a_scorer_that_does_not_say_what_it_needs_is_refused():
+    with pytest.raises(ValueError, match="scorer object needs what it does not say: wanted one of nothing"):
+        check(object())
+
+
+def test_scores_of_another_shape_are_refused_by_the_scorers_name():
+    tokens = torch.zeros(2, 8, dtype=torch.int64)
+    with pytest.raises(ValueError, match=r"scorer Random: wanted scores \(B, T\) of shape \(2, 8\), got \(2, 7\)"):
+        tiny_dropout(scorer="random").choose(torch.rand(2, 7), tokens, torch.tensor([0.3, 0.3]), torch.arange(2))
+
+
 def test_skip_with_threshold_is_refused_with_the_reason():
     with pytest.raises(ValueError, match="Skip gathers a known number.*Threshold only approaches the rate"):
         check(selector="threshold", mode="skip")

@@ -4,8 +4,9 @@ import pytest
 from composing import changed, composed
 from omegaconf import OmegaConf
 
-from tid.config import DROPPING, NEUTRAL, canonical, run_hash, run_slug, snake_case
+from tid.config import DROPPING, NEUTRAL, canonical, run_hash, run_slug
 from tid.messages import keys_of
+from tid.options import option_name, snake_case
 from tid.pin import pin
 
 
@@ -102,3 +103,9 @@ def test_slug_is_short_and_keeps_the_seed(reference):
 def test_snake_case():
     names = ("GradXInput", "LinearDecay", "Zero", "TokenFile2")
     assert [snake_case(name) for name in names] == ["grad_x_input", "linear_decay", "zero", "token_file2"]
+
+
+def test_an_option_is_called_as_it_is_chosen_unless_several_choose_its_class():
+    assert option_name("optim", "tid.optim.AdamW8bit") == "adamw_8bit"
+    assert option_name("model", "tid.model.GPT") == "gpt"
+    assert option_name("scorer", "mine.OwnScorer") == "own_scorer"

@@ -1,8 +1,13 @@
-"""The nearest name, and values as YAML writes them."""
+"""The nearest name, what users can correct, and values as YAML writes them."""
+
+import errno
 
 import pytest
+import torch
 
-from tid.messages import did_you_mean, keys_of, nearest, quantity, shown
+from tid.config import ConfigError
+from tid.data import DataError
+from tid.messages import correctable, did_you_mean, keys_of, nearest, quantity, shown
 
 
 @pytest.mark.parametrize(
@@ -21,6 +26,26 @@ from tid.messages import did_you_mean, keys_of, nearest, quantity, shown
 def test_nearest(word, options, found):
     assert nearest(word, options) == found
     assert did_you_mean(word, options, "x.") == (f"; did you mean x.{found}?" if found else "")
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (ConfigError("a: wrong"), "a: wrong"),
+        (DataError("no text"), "no text"),
+        (OSError(errno.ENOSPC, "No space left on device", "x/y"), "the disk is full (x/y): No space left on device. "),
+        (torch.OutOfMemoryError("Tried to allocate 2.00 GiB.\nMore."), "out of memory: Tried to allocate 2.00 GiB.\n"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes"), "out of memory: DefaultCPUAllocator: "),
+        (MemoryError(), "out of memory: Python got no more\n  a smaller batch_size takes less"),
+    ],
+)
+def test_what_users_can_correct_has_a_message(error, message):
+    assert correctable(error).startswith(message)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a bug"), ValueError("a bug"), OSError(errno.EIO, "x"), KeyError(1)])
+def test_bugs_have_none(error):
+    assert correctable(error) is None
 
 
 def test_shown_is_yaml_on_one_line():

@@ -1,19 +1,13 @@
 """Whole runs: what they leave, that they resume, stop, and fail as they promise."""
 
 import os
-import signal
-import subprocess
 import sys
-import time
 
-import numpy as np
 import pytest
 import runs
-import torch
 
-from tid import checkpoint, job, revision
+from tid import checkpoint, revision
 from tid.config import ConfigError
-from tid.handle import Handle
 from tid.loop import NonFiniteLoss
 from tid.optim import AdamW
 from tid.step import TrainStep
@@ -73,86 +67,6 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(finished, tmp
     assert runs.metrics(other) != runs.metrics(finished)
 
 
-def train_and_stop(monkeypatch, stopped_after: int, *run) -> None:
-    """Train, and have a signal come after that step."""
-    take_step = job.TrainStep.__call__
-
-    def and_ask_to_stop(self, step):
-        take_step(self, step)
-        if step == stopped_after:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(job.TrainStep, "__call__", and_ask_to_stop)
-        with pytest.raises(SystemExit) as stopped:
-            runs.train(*run)
-    assert stopped.value.code == 143
-
-
-@pytest.mark.parametrize("stopped_after", [1, 5, 8])
-def test_a_run_stopped_by_a_signal_resumes_to_identical_metrics(finished, tmp_path, monkeypatch, stopped_after):
-    train_and_stop(monkeypatch, stopped_after, tmp_path)
-    (folder,) = (tmp_path / "outputs" / "reference").iterdir()
-    status = runs.read(folder, "status.json")
-    assert (status["state"], status["step"]) == ("preempted", stopped_after + 1)
-
-    assert runs.train(tmp_path) == folder
-    assert runs.metrics(folder) == runs.metrics(finished)
-    resumed, whole = (checkpoint.load(run / "checkpoints/last.pt")["train"] for run in (folder, finished))
-    for name, tensor in whole["model"].items():
-        assert torch.equal(resumed["model"][name], tensor), name
-
-
-@pytest.mark.slow
-def test_a_killed_process_resumes_from_its_last_checkpoint(tmp_path):
-    more = ["total_steps=400", "eval_every=200", "checkpoint_every=5"]
-    command = [sys.executable, "-m", "tid.train", *runs.settings(tmp_path, *more)]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 90
-    while not list(tmp_path.glob("outputs/*/*/checkpoints/last.pt")) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.kill()
-    process.wait()
-    (folder,) = (tmp_path / "outputs" / "reference").iterdir()
-    assert runs.read(folder, "status.json")["state"] == "running"
-    reached = checkpoint.load(folder / "checkpoints/last.pt")["run"]["done"]
-    assert 0 < reached < 400
-
-    assert runs.train(tmp_path, *more) == folder
-    assert [row["step"] for row in runs.metrics(folder)] == list(range(2, 401, 2))
-    assert f"resumes at step {reached}" in (folder / "logs/train.log").read_text()
-
-
-@pytest.mark.parametrize("lost", [["last.pt"], ["last.pt", "previous.pt"]])
-def test_damaged_checkpoints_are_reported_and_the_newest_intact_one_used(
-    lost, finished, tmp_path, monkeypatch
-):
-    def stop(self, step):
-        if step == 10:
-            raise RuntimeError("power cut")
-        take_step(self, step)
-
-    take_step = job.TrainStep.__call__
-    with monkeypatch.context() as patch:
-        patch.setattr(job.TrainStep, "__call__", stop)
-        with pytest.raises(RuntimeError, match="power cut"):
-            runs.train(tmp_path)
-    (folder,) = (tmp_path / "outputs" / "reference").iterdir()
-    status = runs.read(folder, "status.json")
-    assert (status["state"], status["reason"]) == ("failed", "power cut")
-    for name in lost:
-        path = folder / "checkpoints" / name
-        data = bytearray(path.read_bytes())
-        data[len(data) // 2] ^= 0xFF
-        path.unlink()  # best.pt may be the same file
-        path.write_bytes(data)
-
-    runs.train(tmp_path)
-    log = (folder / "logs/train.log").read_text()
-    assert log.count("damaged (CRC") == len(lost) and "resumes at step 8" in log
-    assert runs.metrics(folder) == runs.metrics(finished)
-
-
 def test_compiling_the_step_is_no_training_time(tmp_path, monkeypatch):
     real = TrainStep.__call__
 
@@ -191,24 +105,6 @@ def test_the_baseline_is_one_run_whatever_the_scorer(tmp_path):
     same = runs.train(tmp_path, "scorer=none", "drop_mode=hide", "total_steps=2", "eval_every=2")
     assert plain == same and plain.name.startswith("no_drop-seed0-")
     assert runs.read(plain, "summary.json")["drop_rate"] == 0
-
-
-def test_a_stopped_baseline_goes_on_whatever_the_drop_mode_and_selector(tmp_path, monkeypatch):
-    short = ("scorer=none", "total_steps=4", "eval_every=4")
-    train_and_stop(monkeypatch, 1, tmp_path, *short, "drop_mode=mask_token", "selector=threshold")
-    done = runs.train(tmp_path, *short)
-    assert [path.name for path in done.parent.iterdir()] == [done.name]
-    assert runs.read(done, "status.json")["state"] == "done"
-
-
-def test_scores_are_shown_where_tokens_were_dropped_lately(tmp_path, monkeypatch):
-    shown = []
-    monkeypatch.setattr(Handle, "log_histogram", lambda self, name, values, step: shown.append((step, values)))
-    settings = ("drop_schedule=early", "drop_schedule.rate=0.5", "drop_schedule.until=0.5", "log_every=4")
-    train_and_stop(monkeypatch, 1, tmp_path, *settings)
-    runs.train(tmp_path, *settings)
-    assert [step for step, _ in shown] == [4, 8]
-    assert all(np.isfinite(values).all() for _, values in shown)
 
 
 def test_impossible_combinations_are_refused_before_anything_is_written(tmp_path):
@@ -282,19 +178,3 @@ def test_another_text_under_the_same_identity_is_refused_done_or_not(tmp_path):
     (folder / "status.json").unlink()
     with pytest.raises(ConfigError, match="train.jsonl changed since"):
         runs.train(tmp_path, *short)
-
-
-def test_log_every_may_change_between_sittings(tmp_path, monkeypatch):
-    take_step = job.TrainStep.__call__
-
-    def and_ask_to_stop(self, step):
-        take_step(self, step)
-        if step == 6:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(job.TrainStep, "__call__", and_ask_to_stop)
-        with pytest.raises(SystemExit):
-            runs.train(tmp_path, "log_every=5")
-    rows = runs.metrics(runs.train(tmp_path, "log_every=3"))
-    assert [row["step"] for row in rows] == [4, 5, 8, 9, 12]

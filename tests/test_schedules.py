@@ -60,7 +60,8 @@ def test_values_by_hand(option, fields, points):
 
 
 def test_every_schedule_has_hand_computed_points():
-    assert set(options("drop_schedule")) == {option for option, *_ in POINTS} | {"uniform"}
+    ours = {o for o in options("drop_schedule") if type(build("drop_schedule", o)).__module__ == "tid.schedules"}
+    assert ours == {option for option, *_ in POINTS} | {"uniform"}
 
 
 def test_shipped_defaults():

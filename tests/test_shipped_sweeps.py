@@ -49,7 +49,7 @@ def test_a_search_is_described_as_readme_has_it(tmp_path):
 def test_what_this_machine_would_refuse_is_listed_all_the_same(tmp_path):
     said = dry_run(tmp_path, "sweeps=scorers")
     assert "33 runs: 33 to be run" in said
-    assert "one after the other, judged by the speed of this CPU" in said
+    assert "one after the other for the training steps alone, judged by the speed of this CPU" in said
     assert "it would be refused: no CUDA device, and on this CPU each of 33 runs would take" in said
 
 

@@ -25,7 +25,6 @@ def would_train(folder, *more: str):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ("selector=threshold drop_schedule=uniform", "selector Threshold follows one rate"),
         ("protect_first=0", "first position"),
         ("drop_mode=skip drop_mode.last_layers=0 selector=threshold", "only approaches the rate"),
         ("model.vocab_size=1000", "model.vocab_size: wanted at least"),
@@ -40,6 +39,13 @@ def test_a_dry_run_refuses_what_training_would(tmp_path, settings, message):
         with pytest.raises((ConfigError, DataError), match=message):
             ask(tmp_path, *settings.split())
     assert not (tmp_path / "outputs").exists() and not (tmp_path / "data").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_refused_by_a_run_and_a_dry_run(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    for ask in (would_train, runs.train):
+        with pytest.raises(ConfigError, match=r"cannot be written \(Not a directory\); name a folder: output_dir="):
+            ask(tmp_path, f"output_dir={tmp_path / 'file' / 'outputs'}")
 
 
 def test_a_dry_run_names_the_folder_and_says_what_is_too_slow_here(finished, tmp_path, monkeypatch, capsys):

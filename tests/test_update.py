@@ -67,6 +67,20 @@ def test_fp16_overflow_skips_the_step_and_halves_the_scale(optim):
     assert not torch.equal(weights(step)["embed_tokens.weight"], before["embed_tokens.weight"])
 
 
+def test_fp16_takes_its_own_scale_and_none_of_another_precision():
+    def fresh(precision):
+        return tiny_step(precision=precision, model=tiny_model(init_std=0.02))
+
+    usual, saved = fresh("fp16").updating.scale.item(), fresh("fp32").state_dict()
+    step = fresh("fp16")
+    step.load_state_dict(saved)
+    assert step.updating.scale.item() == usual > 1
+    step.updating.scale.fill_(2.0**9)
+    again = fresh("fp16")
+    again.load_state_dict(step.state_dict())
+    assert again.updating.scale.item() == 2.0**9
+
+
 def test_fp16_that_overflows_at_any_scale_is_bad():
     """Else the scale falls to zero and the run skips every step to its end, in silence."""
     step = run(tiny_step(mode=Broken(0, "gradient", for_good=True), precision="fp16", total_steps=60), 60)

@@ -61,6 +61,11 @@ def test_a_text_shorter_than_one_window_is_counted_whole():
     assert len(make(tokens, starts).nats(tiny_model())) == 4
 
 
+def test_a_batch_holds_no_copies_of_a_short_text(text):
+    whole, large = (make(*text, batch_size=size) for size in (1, 1000))
+    assert len(large.batch_starts) == len(whole.starts)
+
+
 def test_figures_are_ratios_of_exact_sums(text):
     validation = make(*text)
     nats = np.arange(len(text[0]) - 1, dtype=float)

@@ -8,13 +8,13 @@ import itertools
 import re
 import shlex
 import sys
-from pathlib import Path
 from typing import Annotated, Literal
 
 from omegaconf import DictConfig, OmegaConf
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from tid import cli, config
+from tid.options import CONF
 
 SEVERAL = {"scorer": "scorers", "drop_mode": "drop_modes", "optim": "optims"}  # groups that take several options
 LISTS = ("measure", "batch_size", "peers", "kernels")
@@ -119,8 +119,8 @@ def as_hydra(arguments: list[str]) -> list[str]:
         key, equals, value = argument.partition("=")
         if key in SEVERAL or key.partition(".")[0] in SEVERAL:
             continue
-        if key in LISTS and equals and not value.startswith("["):
-            found.append(f"{key}=[{value}]")
+        if key in LISTS:
+            found.append(cli.listed(argument))
         elif key == "model" and equals:
             found += [argument, f"model@cpu_model={value}"]
         elif key.startswith("model."):
@@ -157,7 +157,7 @@ def nodes(arguments: list[str], group: str) -> list[str]:
 def defaults(group: str) -> list[str]:
     """Names of the nodes of a group that conf/bench.yaml fills in."""
     prefix = f"{group}@{SEVERAL[group]}."
-    listed = OmegaConf.load(Path(cli.CONF) / "bench.yaml").defaults
+    listed = OmegaConf.load(CONF / "bench.yaml").defaults
     keys = [key for entry in listed if OmegaConf.is_dict(entry) for key in entry]
     return [key[len(prefix) :] for key in keys if key.startswith(prefix)]
 

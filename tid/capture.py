@@ -1,5 +1,6 @@
 """CUDA graphs: what a step launches is recorded once and replayed as one unit, without the host."""
 
+import functools
 import importlib
 import threading
 from collections.abc import Callable, Iterator
@@ -40,19 +41,26 @@ def forget_workspaces() -> None:
     torch._C._cuda_clearCublasWorkspaces()
 
 
+@functools.cache
+def capture_stream(device: int) -> torch.cuda.Stream:
+    """The one on which everything is captured: what is freed in a graph's pool serves later captures on the same stream
+    only. A second stream only fills the gaps of this one."""
+    return torch.cuda.Stream(device, priority=-1)
+
+
 class Graph:
     """A function of no arguments over device tensors, captured. Calling replays it and returns what the recorded
     call returned, whose tensors are written anew at each replay.
 
     `prepare` runs the function a few times first, so that everything is compiled and allocated; the caller undoes
-    what these calls changed.
+    what these calls changed. pool: graphs that are never replayed side by side may use the same memory.
     """
 
     WARM_UP = 2
 
     def __init__(self, function: Callable[[], Any], pool: Any = None) -> None:
         self.graph = torch.cuda.CUDAGraph()
-        first = torch.cuda.Stream(priority=-1)  # a second stream only fills the gaps
+        first = capture_stream(torch.cuda.current_device())
         forget_workspaces()
         with torch.cuda.graph(self.graph, pool=pool, stream=first, capture_error_mode="thread_local"):
             self.result = function()

@@ -55,6 +55,11 @@ def link(source: Path, path: Path) -> None:
     flush(path.parent)
 
 
+def is_same(one: Path, other: Path) -> bool:
+    """Are both one file, as `link` makes them? Of copies it cannot be told."""
+    return one.exists() and other.exists() and one.samefile(other)
+
+
 class Writer:
     """Writes checkpoints one after the other; with `background`, in a thread while the next steps run on the GPU.
 
@@ -99,12 +104,17 @@ class Writer:
     def write(self, state: dict, path: Path, also: Path | None, then: Callable[[], Any]) -> None:
         try:
             save(state, path)
-            if also:
-                link(path, also)
         except (OSError, RuntimeError) as error:  # the latter is torch's word for a full disk
             raise CheckpointError(
                 f"{path}: cannot be written ({error}). The checkpoint before it is as it was: make room, and the same "
                 "command resumes from there"
+            ) from error
+        try:
+            if also:
+                link(path, also)
+        except OSError as error:
+            raise CheckpointError(
+                f"{also}: cannot be made the same as {path.name} ({error}): make room, and the same command resumes"
             ) from error
         if not self.abandoned:
             then()

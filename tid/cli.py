@@ -30,9 +30,9 @@ from yaml import YAMLError
 
 from tid import overrides, torchrun
 from tid.config import ConfigError, build, plain
+from tid.messages import correctable
+from tid.options import CONF
 
-HERE = Path(__file__).resolve().parent
-CONF = str(HERE / "conf" if (HERE / "conf").is_dir() else HERE.parent / "conf")  # a wheel has it inside tid
 FLAGS_WITHOUT_A_RUN = ("help", "hydra_help", "shell_completion", "info", "experimental_rerun")
 FLAGS_WITH_A_VALUE = (
     *("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"),
@@ -53,7 +53,7 @@ def entry(config_name: str, check: Check | None = None) -> Callable:
     """
 
     def decorate(main: Callable[[DictConfig], Any]) -> Callable[[], None]:
-        with_hydra = hydra.main(version_base="1.3", config_path=CONF, config_name=config_name)(_guarded(main))
+        with_hydra = hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(_guarded(main))
 
         @functools.wraps(main)
         def command() -> None:
@@ -80,6 +80,8 @@ def run(main: Callable[[], Any], config_name: str | None = None, check: Check | 
                 "--cfg shows the configuration of one run: leave out -m. The runs of a sweep: -m ... dry_run=true"
             )
         torchrun.refuse_others(config_name or "", flags.multirun)
+        if flags.multirun and config_name and config_name != "train":
+            raise ConfigError(f"-m: a sweep trains many runs, python -m tid.train -m ...; tid.{config_name} has none")
         if config_name and not any(getattr(flags, name) for name in FLAGS_WITHOUT_A_RUN):
             _examine(flags, config_name, check)
         main()
@@ -133,9 +135,15 @@ def bare_words(arguments: list[str]) -> tuple[list[str], list[str]]:
     return bare, rest
 
 
+def listed(setting: str) -> str:
+    """key=a,b as a list, key=[a,b]."""
+    key, equals, value = setting.partition("=")
+    return f"{key}=[{value}]" if equals and value and not value.startswith("[") else setting
+
+
 def keys_of_option(group: str, name: str) -> list[str]:
     """Keys of an option's YAML; none if there is no such option."""
-    path = Path(CONF) / group / f"{name}.yaml"
+    path = CONF / group / f"{name}.yaml"
     return [str(key) for key in OmegaConf.load(path)] if path.is_file() else []
 
 
@@ -155,8 +163,11 @@ def _examine(flags: Any, config_name: str, check: Check | None) -> None:
         return
 
     name = flags.config_name or config_name
-    composed, settings = overrides.examine(flags.overrides, CONF, name, multirun=flags.multirun)
+    sweeps = config_name == "train"
+    composed, settings = overrides.examine(flags.overrides, str(CONF), name, multirun=flags.multirun, sweeps=sweeps)
     sys.argv[len(sys.argv) - len(settings) :] = settings  # where Hydra will look for them
+    if flags.cfg and not sweeps:  # shown as it is, with ??? for what is still to be named
+        return
     cfg = plain(composed)
     if check:
         check(cfg)
@@ -199,10 +210,9 @@ def _refuse(error: Exception) -> None:
 
 
 def kind_message(error: BaseException) -> str | None:
-    """The message for an error that the user can correct; None for every other error."""
-    names = {cls.__name__ for cls in type(error).__mro__}
-    if {"ConfigError", "DataError"} & names:  # by name, since importing tid.data costs a second
-        return str(error)
+    """As `correctable`, for what Hydra finds wrong too."""
+    if message := correctable(error):
+        return message
     if isinstance(error, HydraException | OmegaConfBaseException | YAMLError):
         text = "\n".join([str(error), str(error.__cause__ or "")])
         lines = [line for line in map(str.rstrip, text.splitlines()) if line]

@@ -52,7 +52,7 @@ def command(cfg: DictConfig) -> None:
 
 def main() -> None:
     """The command line, whose bare words are folders."""
-    sys.argv[1:] = with_folders(sys.argv[1:])
+    sys.argv[1:] = as_hydra(sys.argv[1:])
     if not any(word.startswith(("runs=", "-")) for word in sys.argv[1:]):
         print(
             "error: name the folders to compare: python -m tid.compare outputs/<sweep>; --help says more",
@@ -64,9 +64,10 @@ def main() -> None:
     command()
 
 
-def with_folders(arguments: list[str]) -> list[str]:
-    """The command line with its bare words gathered in runs=[...], each quoted as Hydra wants it."""
+def as_hydra(arguments: list[str]) -> list[str]:
+    """The command line as Hydra takes it: bare words gathered in runs=[...], at=a,b and allow=a,b as lists."""
     folders, rest = cli.bare_words(arguments)
+    rest = [cli.listed(word) if word.startswith(("at=", "allow=")) else word for word in rest]
     return [*rest, f"runs=[{','.join(map(cli.quoted, folders))}]"] if folders else rest
 
 
@@ -103,7 +104,7 @@ def compare(settings: CompareConfig) -> str:
 def command_of(settings: CompareConfig) -> str:
     """The command that makes this comparison again."""
     lists = {"at": settings.at, "allow": settings.allow}
-    words = [f"metric={settings.metric}", *(f"{key}=[{','.join(value)}]" for key, value in lists.items() if value)]
+    words = [f"metric={settings.metric}", *(f"{key}={','.join(value)}" for key, value in lists.items() if value)]
     words += [f"{key}={getattr(settings, key)}" for key in ("confidence", "correction", "controls")]
     return f"python -m tid.compare {shlex.join([*settings.runs, *words])}"
 

@@ -17,11 +17,11 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from tid.messages import did_you_mean, explain, shown
+from tid.options import snake_case
 from tid.pin import pins
 
-# Dropped from a run's identity: where a run writes, what it says, and on what it computes. `device`, `compile` and
-# `kernels` change how numbers are rounded, and with precision=auto the precision. summary.json notes device, precision
-# and kernels by hand; a comparison heeds the first two.
+# Dropped from a run's identity: where it writes, what it says, on what it computes. `device`, `compile` and `kernels`
+# change rounding, and with precision=auto the precision: summary.json notes them, a comparison heeds the first two.
 NEUTRAL = {
     *("name", "output_dir", "data_dir", "tokenizer_dir", "tracker", "log_every", "checkpoint_every"),
     *("device", "compile", "kernels", "diagnostics", "experiment", "hydra"),
@@ -57,6 +57,12 @@ def _folder_name(name: str) -> str:
     return name
 
 
+def _folder(path: str) -> str:
+    if path.startswith("~/"):
+        raise ValueError(f"the shell left the ~ of {shown(path)} as it is; write {Path(path).expanduser()}")
+    return path
+
+
 def as_list(value: Any) -> Any:
     """One value as a list of it; for settings that take one or several."""
     return value if isinstance(value, list) else [value]
@@ -64,7 +70,7 @@ def as_list(value: Any) -> Any:
 
 Count = Annotated[int, BeforeValidator(_number), Field(ge=1)]
 Index = Annotated[int, BeforeValidator(_number), Field(ge=0, lt=2**31)]
-Folder = Annotated[str, Field(min_length=1)]
+Folder = Annotated[str, Field(min_length=1), AfterValidator(_folder)]
 Component = Annotated[dict[str, Any], AfterValidator(_component)]
 
 
@@ -195,8 +201,7 @@ def instantiate(node: dict, path: str) -> Any:
 
 def build(cfg: dict) -> dict[str, Any]:
     """Every component of the top level by its key: {"scorer": Entropy(...), ...}. Raises ConfigError."""
-    nodes = {key: node for key, node in cfg.items() if isinstance(node, dict) and "_target_" in node}
-    return {key: instantiate(node, key) for key, node in nodes.items()}
+    return {key: instantiate(node, key) for key, node in cfg.items() if isinstance(node, dict) and "_target_" in node}
 
 
 def _nested(value: Any, path: str) -> Any:
@@ -293,8 +298,3 @@ def dropping_names(cfg: dict) -> dict[str, str]:
     """The chosen scorer, selector, drop mode and schedule in short; of the baseline, which has none, "no_drop"."""
     names = {group: snake_case(cfg[group]["_target_"].rpartition(".")[2]) for group in DROPPING[:4]}
     return dict.fromkeys(names, "no_drop") if is_baseline(cfg) else names
-
-
-def snake_case(name: str) -> str:
-    """GradXInput → grad_x_input."""
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()

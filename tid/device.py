@@ -149,7 +149,9 @@ def refuse_slow(
 
 
 def in_words(hours: float) -> str:
-    """A duration to two digits: "20 minutes", "3.2 hours", "12 days"."""
+    """A duration to two digits: "30 seconds", "20 minutes", "3.2 hours", "12 days"."""
+    if hours < 1 / 60:
+        return f"{max(1, round(3600 * hours))} seconds"
     if hours < 1:
         return f"{60 * hours:.2g} minutes"
     if hours < 48:

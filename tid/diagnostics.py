@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tid.config import ConfigError, snake_case
+from tid.config import ConfigError
 from tid.data import Corpus
 from tid.data.tokenizer import EOT, fast_encoding
 from tid.dropout import TokenDropout
@@ -18,6 +18,7 @@ from tid.inspection import figures, shown
 from tid.inspection.figures import Diagnostics
 from tid.inspection.marks import Dropping, Marks, mark
 from tid.logs import write_json
+from tid.options import snake_case
 
 FOLDER = "diagnostics"
 

@@ -20,14 +20,11 @@ def check_combination(scorer: Any, selector: Any, mode: Any, schedule: Any, shap
     """Raise ValueError, with the reason, for components that make no sense together."""
     if isinstance(scorer, NoScorer) or isinstance(schedule, NoDrop):
         return  # the baseline: the rest is not used
-    bands = [rate_band(schedule, thousandth / 1000) for thousandth in range(1001)]
-    if not selector.exact and any(low < high for low, high in bands):
-        raise ValueError(
-            f"selector {type(selector).__name__} follows one rate for all sequences, but drop_schedule "
-            f"{type(schedule).__name__} gives each its own: use selector=lowest, highest or sampled"
-        )
-    if scorer.needs not in NEEDS:
-        raise ValueError(f"scorer {type(scorer).__name__} needs {scorer.needs!r}: wanted one of {', '.join(NEEDS)}")
+    for thousandth in range(1001):
+        rate_band(schedule, thousandth / 1000)  # refuses what leaves [0, 1)
+    if getattr(scorer, "needs", None) not in NEEDS:
+        needs = repr(scorer.needs) if hasattr(scorer, "needs") else "what it does not say"
+        raise ValueError(f"scorer {type(scorer).__name__} needs {needs}: wanted one of {', '.join(NEEDS)}")
     if cached(scorer) and scorer.needs in ("nothing", "embeddings"):
         raise ValueError(
             f"scorer.source=cached: scorer {type(scorer).__name__} needs {scorer.needs!r}, so there is no pass to "
@@ -213,6 +210,9 @@ class TokenDropout:
         A score that is not finite decides nothing: its whole row is `bad` and chosen at random,
         or kept whole by a selector that drops no exact count.
         """
+        if scores.shape != tokens.shape:
+            wanted, got = tuple(tokens.shape), tuple(scores.shape)
+            raise ValueError(f"scorer {type(self.scorer).__name__}: wanted scores (B, T) of shape {wanted}, got {got}")
         noise = randomness.uniform(self.seed, randomness.SELECTION, samples, tokens.shape[1])
         droppable = self.droppable(tokens)
         bad = (~scores.isfinite() & droppable).any(dim=1, keepdim=True)

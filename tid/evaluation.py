@@ -1,6 +1,5 @@
 """What `python -m tid.evaluate` computes: the figures of a trained model on a text, and what they are made of."""
 
-import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from tid.breakdown import breakdown
 from tid.config import ConfigError
 from tid.data import Corpus, TokenFile, load_corpus
 from tid.device import choose_device, choose_precision, set_up
+from tid.disk import refuse_unwritable, unwritable
 from tid.load import TEXTS, Loaded, load_model, own_text
 from tid.logs import write_csv, write_json
 from tid.predictions import Predictions, document_windows, packed_windows, predict, sample_documents
@@ -47,7 +47,7 @@ def evaluate(
     corpus = load_corpus(data, data_dir, tokenizer_dir) if data else own_text(loaded, data_dir, tokenizer_dir, NAME_ONE)
     what = subject(loaded, corpus)
     folder = Path(output) if output else usual_folder(loaded, what["text"], protocol, how["stride"])
-    refuse_unwritable(folder)
+    refuse_unwritable(folder, "output")
     found = read(loaded, corpus.val, label="reading the held-out documents", **how)
     figures = total(found, corpus)
     result = {
@@ -136,20 +136,6 @@ def usual_folder(loaded: Loaded, text: str, protocol: str, stride: int) -> Path:
     return loaded.folder / "evaluations" / f"{loaded.name}-{text}{kind}-stride{stride}"
 
 
-def refuse_unwritable(folder: Path) -> None:
-    """Raise ConfigError unless files can be written in `folder`, which is made if need be: trying is the only sure way
-    to know, and reading a text only to lose its figures takes minutes."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise unwritable(folder, error) from None
-
-
-def unwritable(folder: Path, error: OSError) -> ConfigError:
-    return ConfigError(f"{folder}: cannot be written ({error.strerror}); name a folder: output=...")
-
-
 def write(folder: Path, result: dict, documents: list[Figures]) -> None:
     """figures.json, documents.csv, and one CSV for each table. Raises ConfigError when the disk refuses."""
     rows = ([number, *asdict(figures).values()] for number, figures in enumerate(documents))
@@ -159,7 +145,7 @@ def write(folder: Path, result: dict, documents: list[Figures]) -> None:
             write_csv(folder / f"{name}.csv", list(result[name][0]), (row.values() for row in result[name]))
         write_json(folder / "figures.json", result)
     except OSError as error:
-        raise unwritable(folder, error) from None
+        raise unwritable(folder, error, "output") from None
 
 
 # ----------------------------------------------------------------------------------------------- report

@@ -156,7 +156,7 @@ class FlatUpdate(Update):
         for number, p in zip(numbers, own, strict=True):
             found = saved["state"].get(number)  # nothing before the first update
             for name in optimizer.state[p].keys() - {"step"}:  # of which there is one for all
-                optimizer.state[p][name].copy_(found[name] if found else torch.zeros(p.shape))
+                optimizer.state[p][name].copy_(found[name] if found else torch.zeros(p.shape, device=p.device))
 
     def load_state_dict(self, state: dict) -> None:
         super().load_state_dict(state)

@@ -19,6 +19,7 @@ from tid.data.batches import count_sequences, refuse_large_update
 from tid.data.tokenizer import EOT, VOCABULARY
 from tid.device import choose_device, choose_fast, choose_precision, refuse_slow, set_up, where
 from tid.diagnostics import probe
+from tid.disk import refuse_unwritable
 from tid.drop_modes import DropMode
 from tid.dropout import check_combination
 from tid.handle import Handle, RunInfo
@@ -35,7 +36,7 @@ from tid.schedules import NoDrop
 from tid.scorers import NoScorer
 from tid.selectors import Lowest
 from tid.step import TrainStep
-from tid.summary import device_name, summarise
+from tid.summary import device_name, flat, summarise
 from tid.validation import Validation
 
 # A baseline's folder is the same whatever is asked beside scorer=none, so what trains there is too.
@@ -61,6 +62,8 @@ def train(config: dict, settings: RunConfig, parts: dict, overrides: list[str]) 
             if peers.leads:
                 say_done(folder, load(), config)
             return folder
+        if peers.leads:
+            refuse_unwritable(folder, "output_dir")
         device = make_ready(config, settings, parts, overrides, peers)
         if is_baseline(config):
             parts = parts | NO_DROPPING
@@ -266,12 +269,6 @@ def tracked(run: Run) -> RunInfo:
         resumed=run.done > 0,
         say=run.log.say,
     )
-
-
-def flat(summary: dict) -> dict:
-    """The numbers of a summary, nested keys joined: {"best/val_loss": ...}."""
-    nested = {f"{key}/{name}": v for key, part in summary.items() if isinstance(part, dict) for name, v in part.items()}
-    return {key: v for key, v in (summary | nested).items() if isinstance(v, int | float)}
 
 
 def introduce(run: Run) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from tid import checkpoint
+from tid.config import ConfigError
 from tid.logs import NoLog, Progress, RunLog, write_status
 from tid.processes import Alone
 from tid.signals import StopRequest
@@ -26,7 +27,7 @@ TABLE_ROWS = 20  # tokens in the tables of most- and least-dropped tokens
 TABLE_MIN_SEEN = 20  # a rarer token's drop rate is noise
 
 
-class NonFiniteLoss(RuntimeError):
+class NonFiniteLoss(ConfigError):
     """The loss or its gradient stopped being a number. The weights are those of before that step."""
 
 
@@ -160,7 +161,7 @@ def train_row(run: Run, step_ms: list[float]) -> dict[str, float]:
         "nonfinite_score_rows": bad_rows,
         **cache_figures(step, columns),
         "lr": step.optim.lr_at(run.done - 1, run.total_steps),
-        "grad_norm": float(columns["grad_norm"].mean()),
+        "grad_norm": mean_of_finite(columns["grad_norm"]),
         "step_ms": millis,
         "score_ms": score_ms,
         "tokens_per_second": 1000 * tokens_per_step / millis,
@@ -169,6 +170,12 @@ def train_row(run: Run, step_ms: list[float]) -> dict[str, float]:
     }
     run.logged = run.done
     return row
+
+
+def mean_of_finite(values: np.ndarray) -> float:
+    """Without the steps whose fp16 gradient overflowed, which update nothing; NaN when there is no other."""
+    finite = values[np.isfinite(values)]
+    return float(finite.mean()) if len(finite) else math.nan
 
 
 def cache_figures(step: TrainStep, columns: dict) -> dict[str, float]:
@@ -191,7 +198,7 @@ def peak_memory_mib(device: torch.device) -> float:
 def evaluate(run: Run, row: dict[str, float]) -> dict[str, float]:
     """Full validation: figures for the metrics row, which has those of training; remembers the best, logs what was
     dropped to the tracker."""
-    nats = run.validation.nats(run.step.trained)
+    nats = run.validation.nats(run.step.trained, run.step.replays.pool)
     figures = run.validation.figures(nats)
     select, report = run.validation.halves(nats)
     if not math.isfinite(figures.loss):
@@ -245,10 +252,19 @@ def save(run: Run) -> None:
     """Write last.pt, and make it best.pt too when its evaluation is the best so far."""
     facts = {name: getattr(run, name) for name in (*RESUMED, "config", "data")}
     state = {"run": facts | {"precision": run.step.precision}, "train": run.step.state_dict()}
-    best = run.best and run.best["step"] == run.done
     saved = functools.partial(write_status, run.folder, "running", step=run.done, total_steps=run.total_steps)
-    last, best_too = run.checkpoints / checkpoint.LAST, run.checkpoints / checkpoint.BEST if best else None
-    run.writer(state, last, best_too, then=saved)
+    last, best = checkpoints_of(run)
+    run.writer(state, last, best if is_best(run) else None, then=saved)
+
+
+def is_best(run: Run) -> bool:
+    """Is the evaluation after this step the best so far?"""
+    return bool(run.best) and run.best["step"] == run.done
+
+
+def checkpoints_of(run: Run) -> tuple[Path, Path]:
+    """last.pt and best.pt."""
+    return run.checkpoints / checkpoint.LAST, run.checkpoints / checkpoint.BEST
 
 
 def resume(run: Run, state: dict) -> None:
@@ -259,3 +275,5 @@ def resume(run: Run, state: dict) -> None:
     if before != now:
         run.log.say(f"warning: this run began in {before} and goes on in {now}: precision=auto depends on the device")
     run.step.load_state_dict(state["train"])
+    if run.peers.leads and is_best(run) and not checkpoint.is_same(*checkpoints_of(run)):
+        save(run)  # it ended between the two

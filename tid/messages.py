@@ -1,5 +1,6 @@
 """Wording for users: the nearest name, a command, a value as YAML writes it, pydantic's findings by YAML key."""
 
+import errno
 import json
 import math
 import re
@@ -10,6 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+NO_MEMORY = re.compile("out of memory|can't allocate memory")  # CUDA's and the CPU allocator's words
 PREFIXES = ("", "k", "M", "G", "T", "P", "E", "Z")  # of powers of 1000
 
 
@@ -32,6 +34,23 @@ def nearest(word: str, options: Iterable[str]) -> str | None:
 def train_command(*settings: str) -> str:
     """The shell command that trains with these settings."""
     return shlex.join(["python", "-m", "tid.train", *settings])
+
+
+def correctable(error: BaseException) -> str | None:
+    """The message for an error that the user can correct; None for every other one."""
+    names, text = {cls.__name__ for cls in type(error).__mro__}, str(error)
+    if {"ConfigError", "DataError"} & names:  # by name, since importing tid.data costs a second
+        return text
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        where = f" ({error.filename})" if error.filename else ""
+        return f"the disk is full{where}: {error.strerror}. Make room; the same command goes on"
+    if {"MemoryError", "OutOfMemoryError"} & names or (isinstance(error, RuntimeError) and NO_MEMORY.search(text)):
+        return (
+            f"out of memory: {text.splitlines()[0][:200] if text else 'Python got no more'}\n"
+            "  a smaller batch_size takes less (in training accumulate_steps makes up for it, and validation goes by "
+            "eval_batch_size), and so do a shorter context and a smaller model"
+        )
+    return None
 
 
 def did_you_mean(word: str, options: Iterable[str], prefix: str = "") -> str:
@@ -99,6 +118,8 @@ def _explain_one(found: dict, key: str, known: list[str]) -> str:
         return (
             f"{key}: wanted {found['ctx']['expected']}, got {shown(value)}{did_you_mean(str(value), options)}"
         )
+    if kind in ("string_too_short", "too_short") and not value:
+        return f"{key}: is empty; give it as {key}=..."
     wanted = message.removeprefix("Input should be ").partition(", ")[0]
     wanted = f"a value {wanted}" if wanted.startswith(("greater", "less")) else wanted
     return f"{key}: wanted {wanted}, got {shown(value)}"

@@ -23,12 +23,14 @@ OPTIONAL_GROUPS = ("experiment", "sweeps")
 FOLDERS = ("checkpoint", "sweep")  # keys of what a command is about
 
 
-def examine(settings: list[str], conf: str, config_name: str, multirun: bool) -> tuple[DictConfig, list[str]]:
+def examine(
+    settings: list[str], conf: str, config_name: str, multirun: bool, sweeps: bool = True
+) -> tuple[DictConfig, list[str]]:
     """The composed configuration without the node hydra; of a sweep that of the first values: its other cells are
     composed, all of them, when it is planned (tid.sweep.grid). And the settings as Hydra is to get them.
 
-    settings: the overrides, as "seed=3"; conf: the folder of the YAML files. Raises ConfigError
-    for the first setting that cannot be read or whose group, option or key does not exist.
+    settings: the overrides, as "seed=3"; conf: the folder of the YAML files; sweeps: may the command be run as a sweep?
+    Raises ConfigError for the first setting that cannot be read or whose group, option or key does not exist.
     """
     with initialize_config_dir(conf, version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
@@ -38,6 +40,8 @@ def examine(settings: list[str], conf: str, config_name: str, multirun: bool) ->
                 raise ConfigError(f"{setting}: {_what_it_wants(settings, at, parser, loader, config_name)}")
         parsed = [parse_one(setting, parser) for setting in settings]
         for override in parsed:
+            if override.is_sweep_override() and not sweeps:
+                raise ConfigError(f"{override.input_line}: wanted one value; give the command once for each")
             if override.is_sweep_override() and not multirun:
                 raise ConfigError(
                     f"{override.input_line}: several values are a sweep; to run each of them add -m: "
@@ -60,6 +64,9 @@ def parse_one(setting: str, parser: OverridesParser) -> Override:
     except OverrideParseException as error:
         why = str(error).partition("\nSee ")[0].replace("\n", " ")
         key, _, value = setting.partition("=")
+        if value.startswith("~/"):
+            home = Path(value).expanduser()
+            raise ConfigError(f"{setting}: the shell leaves this ~ as it is; write {key}={home}") from None
         raise ConfigError(
             f"{setting}: cannot be read ({' '.join(why.split())}); "
             f"quote a value that has special characters: '{key}=\"{value}\"'"
@@ -114,6 +121,8 @@ def refuse_unknown_option(override: Override, loader: ConfigLoader) -> None:
     if override.is_delete() or not options:
         return
     for text in _values(override):
+        if text.startswith("["):
+            raise ConfigError(f"{group}={text}: {_one_at_a_time(group)}")
         option = text.strip("'\"").removesuffix(".yaml")
         if option in options or (option == "null" and group in OPTIONAL_GROUPS):
             continue
@@ -127,6 +136,10 @@ def refuse_unknown_option(override: Override, loader: ConfigLoader) -> None:
         raise ConfigError(
             f"{group}={option}: no such option{hint}\n  {group} is one of {', '.join(sorted(options))}"
         )
+
+
+def _one_at_a_time(group: str) -> str:
+    return f"one {group} at a time; write out what you want of another: its settings are those of conf/{group}/"
 
 
 def _own_groups(loader: ConfigLoader) -> list[str]:
@@ -202,6 +215,8 @@ def _refuse_unknown_key(parsed: list[Override], loader: ConfigLoader, config_nam
     for override in groups:
         if override.is_add() and override.package is None:
             line = override.input_line.lstrip("+")
+            if any(other.key_or_group == override.key_or_group for other in groups if other is not override):
+                raise ConfigError(f"{override.input_line}: {_one_at_a_time(override.key_or_group)}")
             raise ConfigError(
                 f"{override.input_line}: every run has {override.key_or_group} already; write {line}"
             )

@@ -89,6 +89,7 @@ def predict(
     if not len(windows.starts):
         raise ValueError("the text has no token to predict")
     device = model.norm.weight.device
+    batch_size = min(batch_size, len(windows.starts))  # more would be copies
     padded = np.concatenate((np.asarray(tokens), np.zeros(context, np.uint16)))
     stream = torch.from_numpy(padded.view(np.int16)).to(device)
     offset, found = np.arange(context), []

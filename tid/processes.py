@@ -251,6 +251,7 @@ def together() -> Iterator[Alone]:
     peers = Peers()
     try:
         yield peers
+        peers.agree(lambda: None)  # the others stay, to answer, until the leader has written the end
     except BaseException as error:
         last = peers.leave(error)
         if last is error:

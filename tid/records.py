@@ -9,6 +9,7 @@ from tid.checkpoint import CheckpointError, Writer, load_newest
 from tid.data import Corpus
 from tid.logs import RunLog, read_status, say, write_csv, write_status
 from tid.loop import NonFiniteLoss, Preempted, Run
+from tid.messages import correctable
 from tid.pruning import prunes_nothing
 from tid.revision import in_words, is_other, present
 from tid.same_text import refuse_other_text
@@ -43,7 +44,7 @@ def record_failure(folder: Path, error: BaseException) -> None:
     """status.json after anything but success. That a loss diverged is noted: its own settings did it, so that the seeds
     that are left are no fair sample."""
     stopped = isinstance(error, Preempted | KeyboardInterrupt | SystemExit)
-    reason = str(error) or type(error).__name__
+    reason = correctable(error) or str(error) or type(error).__name__
     state, diverged = "preempted" if stopped else "failed", isinstance(error, NonFiniteLoss)
     write_status(folder, state, reason=reason, diverged=diverged)
 
@@ -52,6 +53,7 @@ def record_from_thread(folder: Path, log: RunLog, writer: Writer, error: Excepti
     """status.json and the log of a run whose main thread hangs, once its last checkpoint is written."""
     with contextlib.suppress(CheckpointError):
         writer.wait(WRITE_SECONDS)
+    writer.abandoned = True  # what it says after this is not heard
     record_failure(folder, error)
     log.note("".join(traceback.format_exception(error)))
 

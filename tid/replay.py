@@ -1,5 +1,6 @@
 """A step as CUDA graphs: one for each decision of the host, captured when it first comes up."""
 
+import functools
 import time
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +15,7 @@ class Replays:
     captured. seconds: what capturing took so far; told: called with that of each graph."""
 
     def __init__(self, step: Any) -> None:
-        self.step, self.graphs, self.pool, self.seconds = step, {}, None, 0.0
+        self.step, self.graphs, self.seconds = step, {}, 0.0
         self.told: Callable[[float], None] = lambda seconds: None
 
     def __call__(self, drops: bool, kept_max: int) -> None:
@@ -30,6 +31,11 @@ class Replays:
             parameter.grad = gradient
         step.finish(*sums)
 
+    @functools.cached_property
+    def pool(self) -> Any:
+        """The memory that all graphs of a run share, for one replay follows the other; None where none is captured."""
+        return torch.cuda.graph_pool_handle() if self.step.fast else None
+
     def capture(self, key: tuple[bool, int]) -> None:
         """Capturing needs a few runs first; their effects are undone."""
         step = self.step
@@ -38,7 +44,6 @@ class Replays:
         before = to_cpu(step.state_dict())
         Graph.prepare(lambda: (step.update(*key), step.step.sub_(1)))  # each time on this step's own batch
         step.load_state_dict(before)
-        self.pool = self.pool or torch.cuda.graph_pool_handle()
         captured = step.update if step.updating.capturable else self.sums_and_gradients
         self.graphs[key] = Graph(lambda: captured(*key), self.pool)
         step.updating.forget()

@@ -118,8 +118,7 @@ class Threshold(Selector):
     neighbours. Remembered are the quantiles at all rates, so that a row is cut at its own, whatever the schedule does:
     those of the last batch, or with `momentum` an exponential moving average. Where scores rise or fall from batch to
     batch the threshold comes late, by more with more momentum, and too few or too many go: the realised rate is logged,
-    and tid.compare takes no random control of another rate. The first step drops nothing. Of several processes each
-    remembers its own batches.
+    and tid.compare takes no random control of another rate. The first step drops nothing.
     """
 
     momentum: Annotated[float, Field(ge=0, lt=1)]

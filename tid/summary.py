@@ -59,3 +59,9 @@ def summarise(run: Run, *, run_hash: str, start_seconds: float, code: dict, over
         "versions": {"tid": tid.__version__, "torch": torch.__version__, "python": platform.python_version()},
         "command": command(overrides),
     }
+
+
+def flat(summary: dict) -> dict:
+    """The numbers of a summary, nested keys joined: {"best/val_loss": ...}."""
+    nested = {f"{key}/{name}": v for key, part in summary.items() if isinstance(part, dict) for name, v in part.items()}
+    return {key: v for key, v in (summary | nested).items() if isinstance(v, int | float)}

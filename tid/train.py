@@ -42,6 +42,7 @@ def would_train(config: dict, overrides: list[str]) -> Path:
     """
     from tid.config_file import refuse_edited
     from tid.device import choose_device, choose_fast, refuse_slow
+    from tid.disk import refuse_unwritable
     from tid.job import refuse_nonsense
     from tid.llama import pinned
     from tid.logs import say
@@ -53,6 +54,7 @@ def would_train(config: dict, overrides: list[str]) -> Path:
     parts["data"].inputs()  # asks for the files and packages that it is read from
     if is_done(folder, config):
         return folder
+    refuse_unwritable(folder, "output_dir")
     refuse_nonsense(settings, parts)
     device = choose_device(settings.device)
     choose_fast(settings, device)

@@ -132,7 +132,7 @@ class Update:
             "model": self.model.state_dict(),
             "learned": self.learned.state_dict(),
             "optimizers": [o.state_dict() for o in self.optimizers],
-            "scaler": {name: getattr(self, name) for name in self.TENSORS},
+            "scaler": {name: getattr(self, name) for name in self.TENSORS} | {"precision": self.precision},
         }
 
     def load_optimizer(self, optimizer: Optimizer, saved: dict) -> None:
@@ -147,5 +147,7 @@ class Update:
         self.learned.load_state_dict(state["learned"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             self.load_optimizer(optimizer, saved)
-        for name in self.TENSORS:
-            getattr(self, name).copy_(state["scaler"][name])
+        saved = state["scaler"]
+        same = saved.get("precision", self.precision) == self.precision  # else fp16 would begin at a scale of 1
+        for name in self.TENSORS if same else ("bad_step",):
+            getattr(self, name).copy_(saved[name])

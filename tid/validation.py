@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -78,6 +79,7 @@ class Validation:
         self.num_documents = len(doc_starts)
 
         windows = 1 + max(0, -(-(len(predicted) - context) // stride))
+        batch_size = min(batch_size, windows)  # more would be copies
         starts = np.arange(-(-windows // batch_size) * batch_size) % windows * stride  # whole batches only
         self.starts = torch.from_numpy(starts).to(device).split(batch_size)
         last = int(starts.max()) + context + 1
@@ -94,12 +96,13 @@ class Validation:
             return model.nats(model.residual(model.embed(window[:, :-1])), window[:, 1:])
 
     @torch.no_grad()
-    def nats(self, model: Decoder) -> np.ndarray:
+    def nats(self, model: Decoder, pool: Any = None) -> np.ndarray:
         """Nats (N − 1,) float64 of every prediction, aligned with tokens[1:]. Several processes share the batches out,
-        and all get all nats; which batch a window is in does not depend on their number."""
+        and all get all nats; which batch a window is in does not depend on their number. pool: of the
+        graphs whose memory this one may use."""
         out = torch.zeros(len(self.stream), device=self.device)
         fresh = self.offsets[-1 - self.stride : -1]  # a window's predictions that earlier windows did not make
-        batch_nats = self.captured(model) if self.fast else lambda starts: self.batch_nats(model, starts)
+        batch_nats = self.captured(model, pool) if self.fast else lambda starts: self.batch_nats(model, starts)
         mine = range(distributed.rank(), len(self.starts), distributed.number())
         for number in mine:
             starts = self.starts[number]
@@ -112,11 +115,11 @@ class Validation:
         distributed.sum_([out])
         return out[: len(self.chars)].double().cpu().numpy()
 
-    def captured(self, model: Decoder) -> Callable[[Tensor], Tensor]:
+    def captured(self, model: Decoder, pool: Any) -> Callable[[Tensor], Tensor]:
         """`batch_nats` of `model` as a CUDA graph, captured at the first use. CUDA only."""
         if self.model is not model:
             Graph.prepare(lambda: self.batch_nats(model, self.batch_starts))
-            self.graph, self.model = Graph(lambda: self.batch_nats(model, self.batch_starts)), model
+            self.graph, self.model = Graph(lambda: self.batch_nats(model, self.batch_starts), pool), model
 
         def replayed(starts: Tensor) -> Tensor:
             self.batch_starts.copy_(starts)

@@ -83,10 +83,10 @@ def test_output_names_the_folder_and_one_that_cannot_be_made_is_refused(outputs,
 def test_bare_words_become_folders_whatever_is_in_them(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("rate=0.1").mkdir()
-    assert compare.with_folders(["a b", "at=best", "rate=0.1", 'c"d', "--cfg", "job"]) == [
-        "at=best", "--cfg", "job", r'runs=["a b","rate=0.1","c\"d"]',
+    assert compare.as_hydra(["a b", "at=best", "rate=0.1", 'c"d', "--cfg", "job"]) == [
+        "at=[best]", "--cfg", "job", r'runs=["a b","rate=0.1","c\"d"]',
     ]  # fmt: skip
-    assert compare.with_folders(["runs=[x]"]) == ["runs=[x]"]
+    assert compare.as_hydra(["runs=[x]"]) == ["runs=[x]"]
 
 
 def test_where_it_is_written(tmp_path):

@@ -225,7 +225,7 @@ def test_another_version_of_a_package_is_read_again(tmp_path, capsys):
             r"at least 1 document was asked for, and there were 2 for training and 0 for validation",
         ),
         (ListSource(val=(), val_documents=1), r"Ask for data\.train_documents=1 data\.val_documents=1"),
-        (ListSource(train=(), val=()), r"there were 0 for training and 0 for validation\. Give it more text"),
+        (ListSource(train=(), val=()), r"there were 0 for training and 0 for validation\. Give it more text\."),
     ],
 )
 def test_too_few_documents_are_refused(tmp_path, source, message):

@@ -21,6 +21,7 @@ from tid.benchmark.race import Contender, Rules, race, reason
 from tid.capture import compile_cache
 from tid.config import ConfigError
 from tid.device import estimate_hours
+from tid.disk import refuse_unwritable
 from tid.logs import say, write_json
 from tid.loop import Preempted
 from tid.revision import git_sha
@@ -41,6 +42,7 @@ def conduct(settings: dict, command: str) -> Iterator[str]:
     if set(settings["kernels"]) - {"auto", "none"} and not bench.setup.fast:
         raise ConfigError("kernels: those by hand need a CUDA GPU and compile=true; leave it at auto or none")
     refuse_hopeless(settings, bench)
+    refuse_unwritable(Path(settings["output_dir"]), "output_dir")
     path = Path(settings["output_dir"]) / "bench" / f"bench-{time.strftime('%Y%m%d-%H%M%S')}.json"
     device = bench.setup.device
     say(f"measuring what {device_name(device)} can do at best ...")

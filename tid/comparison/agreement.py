@@ -97,7 +97,7 @@ def insist(runs: list[RunRecord], allow: list[str]) -> dict[str, dict[str, list[
 
 def _remedy(refused: list[str], allow: list[str]) -> str:
     wanted = [*allow, *refused]
-    value = wanted[0] if len(wanted) == 1 else f"[{','.join(wanted)}]"
+    value = ",".join(wanted)
     apart = [name for name in refused if name in APART]
     mixed = [name for name in refused if name not in APART]
     says = [f"{' and '.join(apart)} kept in rows of their own, never in one mean"] if apart else []

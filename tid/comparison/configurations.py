@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tid.comparison.runs import RunRecord
-from tid.config import DROPPING, canonical, snake_case
+from tid.config import DROPPING, canonical
+from tid.options import option_name
 
 RANDOM = "tid.scorers.Random"
 GROUPS = DROPPING[:4]
@@ -118,7 +119,7 @@ def _name(configurations: list[Configuration]) -> None:
         for name in GROUPS if not configuration.is_baseline else ():
             target = flat[f"{name}._target_"]
             details = [key for key in differing if key.startswith(f"{name}.") and not key.endswith("_target_")]
-            own = [snake_case(target.rpartition(".")[2]), *(_setting(key, flat, differing) for key in details)]
+            own = [option_name(name, target), *(_setting(key, flat, differing) for key in details)]
             configuration.names[name] = " ".join(own)
             if name == "scorer" or f"{name}._target_" in differing:
                 words.append(own[0])
@@ -145,7 +146,7 @@ def _differs(key: str, value: object, flat: dict, rivals: list[dict]) -> bool:
 def _setting(key: str, flat: dict, differing: list[str]) -> str:
     value, leaf = flat[key], key.rpartition(".")[2]
     if leaf == "_target_":
-        return snake_case(str(value).rpartition(".")[2])
+        return option_name(key.partition(".")[0], str(value))
     if re.fullmatch("[0-9a-f]{64}", str(value)):  # a file's checksum
         value = value[:8]
     unique = sum(other.rpartition(".")[2] == leaf for other in differing) == 1

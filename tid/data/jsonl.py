@@ -32,6 +32,8 @@ def unchanged(file: str) -> str:
 def _no_such_file(file: Path) -> str:
     what = "is a folder, not a file" if file.is_dir() else "does not exist"
     folder = file if file.is_dir() else file.parent
+    if str(file).startswith("~/"):
+        return f"{file} {what}: the shell left the ~ as it is; write {file.expanduser()}"
     if not folder.is_dir():
         return f"{file} {what}: there is no folder {folder} (from {Path.cwd()})"
     names = sorted(p.name for p in folder.iterdir() if p.is_file())
@@ -60,9 +62,12 @@ def _document(line: bytes, text_field: str, first: bool) -> str:
     try:
         value = json.loads(line.decode("utf-8-sig" if first else "utf-8"))
     except UnicodeDecodeError as error:
+        if line.startswith(b"\x1f\x8b"):
+            raise ValueError("the file is compressed by gzip; unpack it (gunzip)") from None
         raise ValueError(f"not UTF-8 (byte {error.object[error.start]:#04x} at {error.start}); convert it") from None
     except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON ({error.msg} at character {error.pos + 1}): {_excerpt(line)}") from None
+        wanted = f'wanted a document per line, as "its text" or {{"{text_field}": "its text"}}'
+        raise ValueError(f"not JSON ({error.msg} at character {error.pos + 1}): {_excerpt(line)}; {wanted}") from None
     except RecursionError:
         raise ValueError("nested too deeply") from None
     if isinstance(value, dict):

@@ -127,7 +127,9 @@ def _require_enough(source: Source, counts: dict[str, dict]) -> None:
         elif sum(found.values()) > 1 and wanted is not None:
             advice = f"Ask for data.train_documents={found['train'] - 1} data.val_documents=1, or the like."
         else:
-            advice = "Give it more text."
+            advice = "Give it more text"
+            named = " or ".join(f"data.{key}=..." for key in ("val", "val_fraction") if hasattr(source, key))
+            advice += f", or say what is held out: {named}." if named and sum(found.values()) else "."
         raise DataError(
             f"{source.label} has too little text: {asked} was asked for, and there were {found['train']:,} "
             f"for training and {found['val']:,} for validation. {advice}"

@@ -15,8 +15,10 @@ from tid.device import choose_device, choose_precision, set_up
 from tid.inspection import figures, shown
 from tid.inspection.marks import Dropping, Marks, mark
 from tid.load import TEXTS, Loaded, load_model, own_text
+from tid.options import snake_case
 from tid.same_text import OtherText
 from tid.schedules import rate_band
+from tid.scorers import NoScorer
 
 USUAL_RATE = 0.3  # for a run that has none of its own
 
@@ -74,7 +76,7 @@ def study(wish: Wish) -> Study:
     except ValueError as error:
         raise config.ConfigError(str(error)) from None
     found.churn.extend(churn(wish, loaded, marks, stream, dropping, precision, device))
-    name = config.snake_case(type(dropping.selector).__name__)
+    name = snake_case(type(dropping.selector).__name__)
     return Study(loaded, marks, found, shown.texts(marks.tokens, pieces), counts, pieces, label, why + said, name)
 
 
@@ -113,10 +115,12 @@ def dropping_of(wish: Wish, run: dict | None, counts: torch.Tensor) -> tuple[Dro
         own = {key: config.instantiate(run[key], key) for key in ("scorer", "selector", "drop_schedule")}
     said = []
     scorers = wish.scorers
+    if any(isinstance(scorer, NoScorer) for scorer in (scorers or {}).values()):
+        raise config.ConfigError("scorer=none: it drops nothing, so there is nothing to show; name another")
     if not scorers:
         if not own:
             raise config.ConfigError("scorer: this model was trained without one; name some: scorer=entropy,random")
-        scorers = {config.snake_case(type(own["scorer"]).__name__): own["scorer"]}
+        scorers = {snake_case(type(own["scorer"]).__name__): own["scorer"]}
     rate, largest = wish.rate, max_rate(own["drop_schedule"]) if own else 0.0
     if rate is None:
         rate = largest or USUAL_RATE

@@ -8,7 +8,8 @@ import traceback
 from multiprocessing import connection, parent_process
 from pathlib import Path
 
-from tid.config import ConfigError, build, check
+from tid.config import build, check
+from tid.messages import correctable
 from tid.sweep.plan import thaw
 
 USER_ERROR, BUSY = 2, 75  # exit codes: something the user can correct; another process is in that folder
@@ -29,7 +30,8 @@ def run(frozen: str, console: str, gpu: str | None, threads: int) -> None:
 
 
 def outcome(frozen: str, threads: int) -> int:
-    """Train the frozen cell; returns an exit code: 0 done, 1 a bug, USER_ERROR, BUSY, 128 + signal when stopped.
+    """Train the frozen cell; returns an exit code: 0 done, 1 what may go well when tried again, USER_ERROR, BUSY,
+    128 + signal when stopped.
 
     threads: for torch on the CPU. What went wrong is said on stderr.
     """
@@ -61,9 +63,12 @@ def train_frozen(frozen: Path) -> Path:
 def exit_code(error: BaseException) -> int:
     """Say what went wrong, on stderr, and return the exit code for it."""
     kinds = {kind.__name__ for kind in type(error).__mro__}
-    if isinstance(error, ConfigError) or "DataError" in kinds:
-        print(f"error: {error}", file=sys.stderr)
-        return BUSY if "RunLocked" in kinds else USER_ERROR
+    if message := correctable(error):
+        print(f"error: {message}", file=sys.stderr)
+        if "RunLocked" in kinds:
+            return BUSY
+        may_go_well = not {"ConfigError", "DataError"} & kinds or "NonFiniteLoss" in kinds  # when tried again
+        return 1 if may_go_well else USER_ERROR
     traceback.print_exception(error)
     return 128 + signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1
 

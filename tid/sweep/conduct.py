@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
 from tid.config import ConfigError, SweepConfig, build, doubts, instantiate
+from tid.disk import refuse_unwritable
 from tid.messages import train_command
 from tid.sweep.grid import Composed
 from tid.sweep.plan import Cell, freeze, make_cells, record, sweep_folder
@@ -65,9 +66,12 @@ def start(cells: list[Cell], question: str, launch: Launch, screen: Screen) -> i
 
 
 def check_all(cells: list[Cell]) -> None:
-    """Build every component and hold them against each other. Raises ConfigError, which names the cell."""
+    """Build every component and hold them against each other; try the folders. Raises ConfigError, which names the
+    cell."""
     if not cells:
         return
+    for folder in {sweep_folder(cell.settings) for cell in cells}:
+        refuse_unwritable(folder, "output_dir")
     from tid.job import refuse_nonsense  # and with it torch, for which a sweep that is done need not wait
 
     for cell in cells:

@@ -17,8 +17,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from tid import overrides
-from tid.config import ConfigError, plain, snake_case
+from tid.config import ConfigError, plain
 from tid.messages import keys_of
+from tid.options import snake_case
 
 FORMAT = 2  # of what compose_all keeps: files of another are not read
 

@@ -2,8 +2,9 @@
 
 from typing import Any
 
-from tid.config import DROPPING, NEUTRAL, is_baseline, snake_case
+from tid.config import DROPPING, NEUTRAL, is_baseline
 from tid.config_file import flat
+from tid.options import option_name
 
 
 def labels(configs: list[dict]) -> list[str]:
@@ -35,6 +36,6 @@ def label(config: dict, leaf: dict[str, Any], keys: list[str], seen: dict[tuple[
         group, _, rest = key.partition(".")
         if key not in leaf or (baseline and group in DROPPING) or len(seen[key, option(key, leaf)]) < 2:
             continue
-        shown = snake_case(leaf[key].rpartition(".")[2]) if rest == "_target_" else leaf[key]
+        shown = option_name(group, leaf[key]) if rest == "_target_" else leaf[key]
         words.append(f"{group if rest == '_target_' else key}={shown}")
     return " ".join([*words, f"seed={config['seed']}"])

@@ -106,7 +106,8 @@ class Screen:
         if not left:
             return "nothing is left to run"
         if not known and guess is not None:
-            return f"{len(left)} to run, very roughly {guess} one after the other, judged by the speed of this CPU"
+            alone = "one after the other for the training steps alone, judged by the speed of this CPU"
+            return f"{len(left)} to run, very roughly {guess} {alone}"
         if not known:
             return f"{len(left)} to run; no run of this size has finished here yet, so how long it takes is not known"
         total = sum(known) * len(left) / len(known)
