@@ -10,6 +10,7 @@
 import os
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -82,17 +83,18 @@ def steps(file: str, device: torch.device, cases: list[str]) -> None:
 
 
 def linger(seconds: float) -> None:
-    """Have the leader's last write take that long, with a signal to torchrun meanwhile, and no more patience than half
-    of it with others that should answer."""
+    """Have the leader's last write take that long, with a signal to torchrun after a quarter of it, and as much
+    patience with others that should answer, or end."""
     save = checkpoint.save
 
     def and_wait(state: dict, path: Path) -> None:
         if state["run"]["done"] == 12:
-            os.kill(os.getppid(), signal.SIGTERM)
+            threading.Timer(seconds / 4, os.kill, (os.getppid(), signal.SIGTERM)).start()
             time.sleep(seconds)
         save(state, path)
 
-    checkpoint.save, processes.ANSWER_SECONDS = and_wait, seconds / 2
+    checkpoint.save = and_wait
+    processes.ANSWER_SECONDS = processes.LINGER_SECONDS = seconds / 4
     from tid.train import main
 
     main()

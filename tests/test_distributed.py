@@ -136,7 +136,7 @@ def test_a_warning_of_the_time_limit_to_one_process_saves_and_stops_all(tmp_path
 @pytest.mark.slow
 def test_a_signal_while_the_leader_writes_the_end_changes_nothing(tmp_path):
     """The others are there to answer until it has."""
-    torchrun(RANKS, "linger", "6", *runs.settings(tmp_path))
+    torchrun(RANKS, "linger", "8", *runs.settings(tmp_path))
     (run,) = (tmp_path / "outputs" / "reference").iterdir()
     status = runs.read(run, "status.json")
     assert status["state"] == "done", status

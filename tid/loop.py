@@ -112,7 +112,9 @@ def fit(run: Run) -> None:
                 raise Preempted(stop_due, run.done)
             if eval_due and run.done < run.total_steps and (why := run.peers.agree(run.should_stop, row)):
                 run.stopped = why
-                return
+                break
+        run.writer.wait()
+        run.peers.agree(lambda: None)  # the others are there to answer a signal until the leader has written the end
 
 
 def write_row(run: Run, step_ms: list[float], evaluates: bool, started: float) -> dict[str, float]:

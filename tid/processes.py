@@ -251,7 +251,7 @@ def together() -> Iterator[Alone]:
     peers = Peers()
     try:
         yield peers
-        peers.agree(lambda: None)  # the others stay, to answer, until the leader has written the end
+        peers.agree(lambda: None)  # ending NCCL, for which there is a time limit, takes the leader, who still writes
     except BaseException as error:
         last = peers.leave(error)
         if last is error:
