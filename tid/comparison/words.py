@@ -171,7 +171,7 @@ def _tuned(report: Report) -> list[str]:
     listed = "; ".join(f"{what} ({', '.join(views)})" for what, views in named.items())
     return [
         "Controls are tuned: of each kind and in each view the one with the lowest mean on the even documents, "
-        f"censored ones left out, whatever else differs. {listed or 'There is none'}. That is fair only if the "
+        f"censored ones left out, whatever else differs: {listed or 'there is none'}. That is fair only if the "
         "controls were searched as widely as what is held against them."
     ]
 
