@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from tid import cli, config
+from tid.disk import unwritable
 
 Views = Annotated[
     list[Literal["final", "best", "flops", "seconds"]],
@@ -97,7 +98,7 @@ def compare(settings: CompareConfig) -> str:
         for name, write in files.items():
             write(output / name)
     except OSError as error:
-        raise config.ConfigError(f"{output}: cannot be written ({error.strerror}); name a folder: output=...") from None
+        raise unwritable(output, error, "output") from None
     return tables.terminal(found, [f"{output / name}" for name in files])
 
 

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from tid.messages import did_you_mean, explain, shown
+from tid.messages import did_you_mean, explain, shown, unexpanded
 from tid.options import snake_case
 from tid.pin import pins
 
@@ -59,7 +59,7 @@ def _folder_name(name: str) -> str:
 
 def _folder(path: str) -> str:
     if path.startswith("~/"):
-        raise ValueError(f"the shell left the ~ of {shown(path)} as it is; write {Path(path).expanduser()}")
+        raise ValueError(unexpanded(path))
     return path
 
 

@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from tid import cli, config
+from tid.disk import unwritable
 from tid.verbatim import verbatim
 
 NEEDS = (
@@ -146,7 +147,7 @@ def inspect(settings: InspectConfig, parts: dict, call: str) -> str:
         write_text(folder / "inspect.html", html)
         write_json(folder / "figures.json", page.figures_json(found, label))
     except OSError as error:
-        raise config.ConfigError(f"{folder}: cannot be written ({error.strerror}); name a folder: output=...") from None
+        raise unwritable(folder, error, "output") from None
     view = terminal.view(found.marks, found.texts, found.found, terminal.coloured())
     return "\n".join([about, "", view, "", *found.said, f"The page: {folder / 'inspect.html'}"])
 

@@ -7,6 +7,7 @@ import re
 import shlex
 from collections.abc import Iterable
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -51,6 +52,11 @@ def correctable(error: BaseException) -> str | None:
             "eval_batch_size), and so do a shorter context and a smaller model"
         )
     return None
+
+
+def unexpanded(path: str) -> str:
+    """What to do about a path that begins with ~/, which only a shell makes the home folder."""
+    return f"the shell left the ~ of {path} as it is; write {Path(path).expanduser()}"
 
 
 def did_you_mean(word: str, options: Iterable[str], prefix: str = "") -> str:

@@ -17,7 +17,7 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 
 from tid.config import ConfigError
-from tid.messages import did_you_mean, keys_of, shown
+from tid.messages import did_you_mean, keys_of, shown, unexpanded
 
 OPTIONAL_GROUPS = ("experiment", "sweeps")
 FOLDERS = ("checkpoint", "sweep")  # keys of what a command is about
@@ -65,8 +65,7 @@ def parse_one(setting: str, parser: OverridesParser) -> Override:
         why = str(error).partition("\nSee ")[0].replace("\n", " ")
         key, _, value = setting.partition("=")
         if value.startswith("~/"):
-            home = Path(value).expanduser()
-            raise ConfigError(f"{setting}: the shell leaves this ~ as it is; write {key}={home}") from None
+            raise ConfigError(f"{key}: {unexpanded(value)}") from None
         raise ConfigError(
             f"{setting}: cannot be read ({' '.join(why.split())}); "
             f"quote a value that has special characters: '{key}=\"{value}\"'"

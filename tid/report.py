@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 from pydantic import BaseModel, ConfigDict, Field
 
 from tid import cli, config
+from tid.disk import unwritable
 
 NO_RUN = "No run yet? In minutes, on a CPU: python -m tid.train experiment=quickstart"
 
@@ -74,7 +75,7 @@ def report(settings: ReportConfig) -> str:
     try:
         write_text(path, html)
     except OSError as error:
-        raise config.ConfigError(f"{path}: cannot be written ({error.strerror}); name a folder: output=...") from None
+        raise unwritable(path, error, "output") from None
     return "\n".join([*(f"left out {reason}" for reason in left_out), f"The page: {path}"])
 
 

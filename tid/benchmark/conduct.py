@@ -21,7 +21,7 @@ from tid.benchmark.race import Contender, Rules, race, reason
 from tid.capture import compile_cache
 from tid.config import ConfigError
 from tid.device import estimate_hours
-from tid.disk import refuse_unwritable
+from tid.disk import refuse_unwritable, unwritable
 from tid.logs import say, write_json
 from tid.loop import Preempted
 from tid.revision import git_sha
@@ -75,7 +75,7 @@ def keep(found: dict, path: Path) -> None:
     try:
         write_json(path, found)
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be written ({error.strerror}); name a folder: output_dir=...") from None
+        raise unwritable(path, error, "output_dir") from None
 
 
 def quieten_torchao() -> None:

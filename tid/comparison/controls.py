@@ -24,10 +24,9 @@ def assign(configurations: list[Configuration], views: list[str], limits: Budget
     """Fill in `controls` of every configuration. how: exact | tuned."""
     for ours in configurations:
         alike = [c for c in configurations if c.stratum == ours.stratum and c is not ours]
+        found = {"no_drop": _no_drop(ours, alike), "random": _random(ours, alike)} if how == "exact" else {}
         for view in views:
-            if how == "exact":
-                found = {"no_drop": _no_drop(ours, alike), "random": _random(ours, alike)}
-            else:
+            if how == "tuned":
                 loss = partial(choosing, view=view, limits=limits.get(ours.stratum, {}))
                 found = {"no_drop": _best_no_drop(ours, alike, loss), "random": _best_random(ours, alike, loss)}
             ours.controls |= {(view, control): c for control, c in found.items() if c is not None}

@@ -6,7 +6,7 @@ import numpy as np
 
 from tid.comparison.configurations import Configuration
 from tid.comparison.controls import CONTROLS
-from tid.comparison.runs import DOCUMENT_COLUMNS, UNITS, RunRecord
+from tid.comparison.runs import DOCUMENT_COLUMNS, UNITS, RunRecord, reporting
 from tid.comparison.statistics import Difference, adjusted, by_documents, by_seeds
 from tid.comparison.views import Budgets, Limit, value
 
@@ -64,9 +64,10 @@ def _refusal(ours: Configuration, theirs: Configuration | None, control: str, co
     seeds = ours.runs.keys() & theirs.runs.keys()
     if not seeds:
         return "no seed in common with the control"
-    mine, its = (np.mean([c.runs[seed].summary["drop_rate"] for seed in seeds]) for c in (ours, theirs))
-    if controls == "exact" and control == "random" and abs(mine - its) > SAME_RATE:
-        return f"it dropped {mine:.1%} of what may go, the control {its:.1%}: their difference is one of dose, too"
+    if controls == "exact" and control == "random":
+        mine, its = (np.mean([c.runs[seed].summary["drop_rate"] for seed in seeds]) for c in (ours, theirs))
+        if abs(mine - its) > SAME_RATE:
+            return f"it dropped {mine:.1%} of what may go, the control {its:.1%}: their difference is one of dose, too"
     return ""
 
 
@@ -94,12 +95,11 @@ def _over_documents(
     waiting: list[tuple[Key, RunRecord, RunRecord]], view: str, unit: str, confidence: float
 ) -> dict[Key, Difference]:
     """Differences of single pairs of runs; all validated the same documents."""
-    one = len(waiting[0][1].documents) == 1  # then best is chosen and reported on it: see tid.comparison.runs.measured
-    part = slice(None) if view == "final" or one else slice(1, None, 2)
+    part = np.asarray if view == "final" else reporting
     column = DOCUMENT_COLUMNS.index(f"{view}_nats") - 1
     logarithm = 1.0 if unit == "loss" else np.log(2)
-    sizes = waiting[0][1].documents[part, UNITS.index(unit)]
-    nats = np.array([(a.documents - b.documents)[part, column] / logarithm for _, a, b in waiting])
+    sizes = part(waiting[0][1].documents)[:, UNITS.index(unit)]
+    nats = np.array([part(a.documents - b.documents)[:, column] / logarithm for _, a, b in waiting])
     estimates = nats.sum(1) / sizes.sum() if len(sizes) else np.full(len(nats), np.nan)
     differ = np.array([bool(row.any()) for row in nats])
     lows, highs = np.full(len(nats), np.nan), np.full(len(nats), np.nan)

@@ -176,12 +176,17 @@ def _column(rows: list[dict], key: str) -> np.ndarray:
     return np.array([np.nan if value is None else value for value in values], dtype=float)
 
 
+def reporting(documents: np.ndarray) -> np.ndarray:
+    """The odd ones, which had no say in choosing; of a text of one document that one, which had."""
+    return documents[1::2] if len(documents) > 1 else documents
+
+
 def measured(run: RunRecord, when: str, unit: str) -> float:
     """A done run's validation figure: `final`, `best` (chosen on the even documents) or `report` (the same weights
     as best, on the odd documents, which had no say in choosing them)."""
     if when != "report":
         return run.summary[when][f"val_{unit}"]
-    odd = run.documents[1::2] if len(run.documents) > 1 else run.documents
+    odd = reporting(run.documents)
     size = odd[:, UNITS.index(unit)].sum()
     nats = odd[:, DOCUMENT_COLUMNS.index("best_nats") - 1].sum()
     return float(nats / size / (1 if unit == "loss" else np.log(2))) if size else float("nan")

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tid.data.errors import DataError
+from tid.messages import unexpanded
 from tid.pin import split_pin, text_sha256
 
 
@@ -33,7 +34,7 @@ def _no_such_file(file: Path) -> str:
     what = "is a folder, not a file" if file.is_dir() else "does not exist"
     folder = file if file.is_dir() else file.parent
     if str(file).startswith("~/"):
-        return f"{file} {what}: the shell left the ~ as it is; write {file.expanduser()}"
+        return f"{file} {what}: {unexpanded(str(file))}"
     if not folder.is_dir():
         return f"{file} {what}: there is no folder {folder} (from {Path.cwd()})"
     names = sorted(p.name for p in folder.iterdir() if p.is_file())

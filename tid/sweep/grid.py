@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from tid import overrides
 from tid.config import ConfigError, plain
 from tid.messages import keys_of
-from tid.options import snake_case
+from tid.options import option_name
 
 FORMAT = 2  # of what compose_all keeps: files of another are not read
 
@@ -212,7 +212,7 @@ class Applying:
 def chosen(group: str, options: tuple[str, ...], base: dict) -> str:
     """What the group's option is called: as the settings have it, else by its class."""
     named = [text.partition("=")[2] for text in options if text.startswith(f"{group}=")]
-    return named[-1] if named else snake_case(base[group]["_target_"].rpartition(".")[2])
+    return named[-1] if named else option_name(group, base[group]["_target_"])
 
 
 @dataclass
