@@ -10,7 +10,7 @@ def tiny_setup(**changes) -> Setup:
     fields = {
         "shape": tiny_shape(), "selector": build("selector", "lowest"), "schedule": build("drop_schedule", "constant"),
         "text": tiny_text(), "end": EOT, "context": 16, "protect_first": 1, "seed": 0, "precision": "fp32",
-        "device": CPU, "fast": False,
+        "device": CPU, "fast": False, "eval_batch_size": 2,
     }  # fmt: skip
     return Setup(**(fields | changes))
 

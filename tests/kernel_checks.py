@@ -48,6 +48,27 @@ def check_attention(device: torch.device) -> None:
             close(kernels.attention_gradient(dy, qkv.detach(), heads, *rope), wanted)
 
 
+def check_filling(device: torch.device) -> None:
+    """Sequences that have fewer tokens than the longest: what they have is as without counts, the rest is finite, and
+    zero where a smaller block was enough."""
+    batch, heads, size = (80 if device.type == "cuda" else 3), 2, 64
+    for length in (65, 70, 72, 90):  # the last is too long for two sizes of blocks
+        counts = torch.arange(batch, device=device) % 3 * 4 + length - 8
+        there = torch.arange(length, device=device) < counts[:, None]
+        rope = tuple(t.expand(batch, -1, -1) for t in rope_table(length, size, 1e4, device))
+        qkv = torch.randn(batch, length, 3 * heads * size, **kind(device)) * there[..., None]
+        dy = torch.randn(batch, length, heads * size, **kind(device)) * there[..., None]
+        smaller = (counts <= 64) & (length < 90)
+        for function, of in ((kernels.attention, (qkv, heads)), (kernels.attention_gradient, (dy, qkv, heads))):
+            more = {"mass": True} if function is kernels.attention else {}
+            wanted, found = (function(*of, *rope, counts=c, **more) for c in (None, counts))
+            if more:
+                (wanted, _), (found, received) = wanted, found
+                assert received.isfinite().all()
+            close(found * there[..., None], wanted * there[..., None])
+            assert found.isfinite().all() and not found[smaller, 64:].any()
+
+
 def check_what_attends(device: torch.device) -> None:
     fits = torch.zeros(2, 128, 3 * 2 * 64, **kind(device))
     assert kernels.attends(fits, 2, None)
@@ -138,7 +159,10 @@ def check_rows(device: torch.device) -> None:
         assert torch.equal(table, again)
 
 
-CHECKS = [check_attention, check_what_attends, check_swiglu, check_cross_entropy, check_norm, check_rows, check_twin]
+CHECKS = [
+    check_attention, check_filling, check_what_attends, check_swiglu, check_cross_entropy, check_norm, check_rows,
+    check_twin,
+]  # fmt: skip
 
 if __name__ == "__main__":
     torch.manual_seed(0)

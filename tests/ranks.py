@@ -61,7 +61,7 @@ def outcome(device: torch.device, flat: bool = False, **settings: Any) -> dict:
         "selector": {name: tensor.cpu() for name, tensor in step.dropout.state.items()},
         "nats": torch.from_numpy(nats),
     }
-    step.replays.release()
+    step.replays.graphs.release()
     return found
 
 

@@ -117,6 +117,28 @@ def test_graphs_of_one_pool_use_the_same_memory():
     assert [graph().item() for graph in graphs] == [3.0 * len(x)] * 4
 
 
+def test_graphs_given_up_for_another_come_back_the_same(monkeypatch):
+    """Trying out the third finds no memory beside the first two."""
+    settings = {"scorer": "random", "mode": "skip", "schedule": "uniform", "fast": True}
+    whole, prepare, refused = losses(**settings), Graph.prepare.__func__, []
+
+    def short(cls, function) -> None:
+        graphs = step.replays.graphs
+        if len(graphs.made) == 2 and not refused:
+            function()  # changes weights, as what runs out of memory half way does
+            refused.append(dict(graphs.made))
+            raise torch.OutOfMemoryError("no room beside the graphs")
+        prepare(cls, function)
+
+    monkeypatch.setattr(Graph, "prepare", classmethod(short))
+    torch._dynamo.reset()
+    step = tiny_step(device=CUDA, total_steps=12, window=12, **settings)
+    for number in range(12):
+        step(number)
+    assert step.metrics[:12].cpu().tolist() == whole[0] and len(refused) == 1
+    assert not set(map(id, refused[0].values())) & set(map(id, step.replays.graphs.made.values()))
+
+
 def test_capture_resumes_and_interchanges_with_eager():
     whole = losses(fast=True, scorer="random", schedule=0.3)
     first = tiny_step(device=CUDA, fast=True, scorer="random", schedule=0.3, total_steps=12, window=12)

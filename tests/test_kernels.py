@@ -19,7 +19,7 @@ from tid.kernels import between, loss, row_gradient, self_attention
 
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 TENSORS = dict.fromkeys(("qkv", "dy", "dqkv", "y", "gate_up", "dh", "h", "low", "logits"), "*bf16") | dict.fromkeys(
-    ("targets", "tokens", "order", "starts", "ends"), "*i64"
+    ("targets", "tokens", "order", "starts", "ends", "counts"), "*i64"
 )
 INTEGERS = ("items", "slots", "length", "rope_stride", "vocabulary", "rows", "each")
 NUMBERS = dict.fromkeys(INTEGERS, "i32") | {"scale": "fp32", "log_gain": "fp32"}
@@ -66,13 +66,16 @@ def test_they_compile_for_gpus_that_are_not_here(capability):
          {"SIZE": 768, "BLOCK": 1024, "AT_ONCE": 2, "AHEAD": 3, "SMALLEST": between.SMALLEST_WEIGHT, "num_warps": 4}),
     ]
     if capability >= 90:
-        for length, own in [(64, False), (128, False), (128, True)]:
+        for length, own in [(64, False), (128, False), (128, True), (65, True)]:
             qkv, cos = torch.empty(8, length, 3 * 64), torch.empty(*(8,) * own, length, 64)
+            counts = torch.empty(8) if length == 65 else None
             for kernel, ahead, more in [
                 (self_attention.attention_kernel, self_attention.FORWARD, {"MASS": True}),
                 (self_attention.attention_gradient_kernel, self_attention.BACKWARD, {}),
             ]:
-                chosen.append((kernel, self_attention.launch(qkv, 1, cos, ahead)[2] | more))
+                for _, (counted, *_), constants in self_attention.launches(qkv, 1, cos, ahead, counts):
+                    nothing = {"counts": None} if counted is None else {}
+                    chosen.append((kernel, constants | more | nothing))
     for kernel, constants in chosen:
         made = compiled(kernel, capability, constants)
         assert made.asm["cubin"]

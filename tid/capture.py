@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from tid import distributed
+
 
 @contextmanager
 def loading_compiler(fast: bool) -> Iterator[None]:
@@ -53,7 +55,7 @@ class Graph:
     call returned, whose tensors are written anew at each replay.
 
     `prepare` runs the function a few times first, so that everything is compiled and allocated; the caller undoes
-    what these calls changed. pool: graphs that are never replayed side by side may use the same memory.
+    what these calls changed. pool: see `Graphs`.
     """
 
     WARM_UP = 2
@@ -82,12 +84,67 @@ class Graph:
         return self.result
 
 
-def to_cpu(state: Any) -> Any:
-    """A deep copy of a nested state with its tensors on the CPU."""
+class Graphs:
+    """The graphs of a run, by any key. One replay follows the other, so that they use the same memory.
+
+    What is tried out first takes memory besides. Where that is short, all graphs are given up for it; they are captured
+    again when they are asked for, without being tried out once more.
+    """
+
+    def __init__(self) -> None:
+        self.made: dict[Any, Graph] = {}
+        self.tried: set[Any] = set()
+        self.pool: Any = None
+
+    def __contains__(self, key: Any) -> bool:
+        return key in self.made
+
+    def __getitem__(self, key: Any) -> Graph:
+        return self.made[key]
+
+    def capture(self, key: Any, function: Callable[[], Any], try_out: Callable[[], None]) -> None:
+        """The graph of `function`. try_out: prepares it, and leaves nothing changed, even if memory runs out."""
+        if key not in self.tried:
+            self.with_room(try_out)
+            self.tried.add(key)
+        if not self.made:
+            self.pool = torch.cuda.graph_pool_handle()
+        self.made[key] = Graph(function, self.pool)
+
+    def with_room(self, try_out: Callable[[], None]) -> None:
+        try:
+            return try_out()
+        except torch.OutOfMemoryError:
+            if not self.made or distributed.number() > 1:  # other processes wait for what they have begun
+                raise
+        self.release()  # not before the error is gone, and what it holds with it
+        try_out()
+
+    def forget(self, key: Any) -> None:
+        """Part with one graph, and what is known of it."""
+        self.tried.discard(key)
+        if graph := self.made.pop(key, None):
+            graph.graph.reset()
+
+    def release(self) -> None:
+        """Part with the graphs and their memory. NCCL cannot end while one of them holds a collective."""
+        if not self.made:
+            return
+        torch.cuda.synchronize()
+        while self.made:
+            self.made.popitem()[1].graph.reset()
+        torch.cuda.empty_cache()
+
+
+def to_cpu(state: Any, zeros_apart: bool = False) -> Any:
+    """A deep copy of a nested state with its tensors on the CPU. zeros_apart: of tensors that are all zero, as moments
+    are at first, only the shape is kept, as one zero that stands for all."""
     if isinstance(state, torch.Tensor):
+        if zeros_apart and type(state) is torch.Tensor and not state.any():
+            return torch.zeros((), dtype=state.dtype).expand(state.shape)
         return state.detach().to("cpu", copy=True)
     if isinstance(state, dict):
-        return {key: to_cpu(value) for key, value in state.items()}
+        return {key: to_cpu(value, zeros_apart) for key, value in state.items()}
     if isinstance(state, list | tuple):
-        return type(state)(to_cpu(value) for value in state)
+        return type(state)(to_cpu(value, zeros_apart) for value in state)
     return state

@@ -166,7 +166,8 @@ class Skip(DropMode):
         index, back = kept_rows(batch.keep, max(1, batch.kept_max))  # rows that keep fewer are filled up with zeros
         rope = tuple(table[index][:, None] for table in model.rope(batch.keep.shape[1]))
         kept, *residual = TakenOut.apply(*residual, index, back, model)
-        y = model.residual(kept, rope=rope, first=self.first_layers, last=end)
+        counts = batch.keep.sum(dim=1) if batch.kept_max < batch.keep.shape[1] else None
+        y = model.residual(kept, rope=rope, counts=counts, first=self.first_layers, last=end)
         return PutBack.apply(*residual, *y, index, back, model)
 
 

@@ -111,13 +111,13 @@ def train_in(
             if peers.leads:
                 peers.on_failure = functools.partial(record_from_thread, folder, log, run.writer)
             carry_out(run, state, parts["tracker"], overrides, started)
-            run.step.replays.release()
+            run.step.replays.graphs.release()
         except BaseException as error:
             cause = peers.cause(error)
             if peers.leads:
                 record_failure(folder, cause or error)
             if isinstance(error, Preempted | NonFiniteLoss):
-                run.step.replays.release()
+                run.step.replays.graphs.release()
             if isinstance(error, Preempted):
                 log.say(str(error))
                 raise SystemExit(128 + error.signal) from None

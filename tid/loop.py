@@ -200,7 +200,7 @@ def peak_memory_mib(device: torch.device) -> float:
 def evaluate(run: Run, row: dict[str, float]) -> dict[str, float]:
     """Full validation: figures for the metrics row, which has those of training; remembers the best, logs what was
     dropped to the tracker."""
-    nats = run.validation.nats(run.step.trained, run.step.replays.pool)
+    nats = run.validation.nats(run.step.trained, run.step.replays.graphs)
     figures = run.validation.figures(nats)
     select, report = run.validation.halves(nats)
     if not math.isfinite(figures.loss):

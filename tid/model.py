@@ -135,9 +135,7 @@ class Attention(nn.Module):
 
 def attention_weights(q: Tensor, k: Tensor, visible: Tensor | None = None) -> Tensor:
     """Causal attention's weights (B, H, T, T) float32 of q and k (B, H, T, head_size): SDPA returns none.
-
-    `visible` as in Attention.forward. Memory is B·H·T² floats, 6 MiB a layer at the reference shape.
-    """
+    `visible` as in Attention.forward. Memory is B·H·T² floats, 6 MiB a layer at the reference shape."""
     length = q.shape[2]
     logits = (q @ k.transpose(-2, -1)).float() / math.sqrt(q.shape[-1])
     if visible is None:
@@ -250,10 +248,11 @@ class Decoder(nn.Module):
         return self.embed_tokens(tokens).float()
 
     def layers(
-        self, x: Tensor, rope: Rope | None = None, visible: Tensor | None = None,
+        self, x: Tensor, rope: Rope | None = None, visible: Tensor | None = None, counts: Tensor | None = None,
         first: int = 0, last: int | None = None,
     ) -> Tensor:  # fmt: skip
-        """Blocks `first` … `last`-1 on x (B, T, C). `rope` gives other positions than 0 … T-1, (B, 1, T, head_size)."""
+        """Blocks `first` … `last`-1 on x (B, T, C). `rope` gives other positions than 0 … T-1, (B, 1, T, head_size);
+        counts (B,) the tokens of each sequence, if it ends in filling, which only has to stay finite."""
         rope = self.rope(x.shape[1]) if rope is None else rope
         if self.watch and not first:
             self.watch.inputs(x)

@@ -131,14 +131,17 @@ class Heads(Function):
 
 
 class ShortAttention(Function):
-    """qkv (B, T, 3C) → causal attention (B, T, C) by tid.kernels, and with `mass` what each token receives, (B, T)."""
+    """qkv (B, T, 3C) → causal attention (B, T, C) by tid.kernels, and with `mass` what each token receives, (B, T).
+    counts: see Decoder.layers."""
 
     @staticmethod
-    def forward(ctx, qkv: Tensor, num_heads: int, rope: Rope, kernels: Any, mass: bool) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        ctx, qkv: Tensor, num_heads: int, rope: Rope, kernels: Any, mass: bool, counts: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
         ctx.save_for_backward(qkv)
-        ctx.num_heads, ctx.kernels = num_heads, kernels
+        ctx.num_heads, ctx.kernels, ctx.counts = num_heads, kernels, counts
         ctx.rope = tuple(t.squeeze(1) if t.ndim == 4 else t for t in rope)
-        y, received = kernels.attention(qkv, num_heads, *ctx.rope, mass)
+        y, received = kernels.attention(qkv, num_heads, *ctx.rope, mass, counts)
         if mass:
             ctx.mark_non_differentiable(received)
         return y, received
@@ -146,7 +149,8 @@ class ShortAttention(Function):
     @staticmethod
     def backward(ctx, dy: Tensor, _: Any) -> tuple:
         (qkv,) = ctx.saved_tensors
-        return ctx.kernels.attention_gradient(dy.contiguous(), qkv, ctx.num_heads, *ctx.rope), None, None, None, None
+        found = ctx.kernels.attention_gradient(dy.contiguous(), qkv, ctx.num_heads, *ctx.rope, ctx.counts)
+        return found, None, None, None, None, None
 
 
 def swiglu(gate_up: Tensor) -> Tensor:

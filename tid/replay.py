@@ -1,13 +1,12 @@
 """A step as CUDA graphs: one for each decision of the host, captured when it first comes up."""
 
-import functools
 import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from tid.capture import Graph, to_cpu
+from tid.capture import Graph, Graphs, to_cpu
 
 
 class Replays:
@@ -15,7 +14,7 @@ class Replays:
     captured. seconds: what capturing took so far; told: called with that of each graph."""
 
     def __init__(self, step: Any) -> None:
-        self.step, self.graphs, self.seconds = step, {}, 0.0
+        self.step, self.graphs, self.seconds = step, Graphs(), 0.0
         self.told: Callable[[float], None] = lambda seconds: None
 
     def __call__(self, drops: bool, kept_max: int) -> None:
@@ -31,30 +30,24 @@ class Replays:
             parameter.grad = gradient
         step.finish(*sums)
 
-    @functools.cached_property
-    def pool(self) -> Any:
-        """The memory that all graphs of a run share, for one replay follows the other; None where none is captured."""
-        return torch.cuda.graph_pool_handle() if self.step.fast else None
-
     def capture(self, key: tuple[bool, int]) -> None:
-        """Capturing needs a few runs first; their effects are undone."""
         step = self.step
         torch.cuda.synchronize(step.device)  # steps under way are none of its time
         started = time.perf_counter()
-        before = to_cpu(step.state_dict())
-        Graph.prepare(lambda: (step.update(*key), step.step.sub_(1)))  # each time on this step's own batch
-        step.load_state_dict(before)
         captured = step.update if step.updating.capturable else self.sums_and_gradients
-        self.graphs[key] = Graph(lambda: captured(*key), self.pool)
+        self.graphs.capture(key, lambda: captured(*key), lambda: self.try_out(key))
         step.updating.forget()
         self.seconds += (seconds := time.perf_counter() - started)
         self.told(seconds)
 
+    def try_out(self, key: tuple[bool, int]) -> None:
+        """A few runs, whose effects are undone."""
+        step, before = self.step, to_cpu(self.step.state_dict(), zeros_apart=True)
+        try:
+            Graph.prepare(lambda: (step.update(*key), step.step.sub_(1)))  # each time on this step's own batch
+        finally:
+            step.load_state_dict(before)
+
     def sums_and_gradients(self, drops: bool, kept_max: int) -> tuple:
         """What `backward` returns, and the gradients that it leaves on the parameters."""
         return *self.step.backward(drops, kept_max), [p.grad for p in self.step.updating.parameters]
-
-    def release(self) -> None:
-        """Part with the graphs: NCCL cannot end while one of them holds a collective."""
-        while self.graphs:
-            self.graphs.popitem()[1].graph.reset()

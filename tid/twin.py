@@ -55,15 +55,17 @@ class FusedBlock(nn.Module):
         self.qkv, self.out, self.gate_up, self.down = products
         self.attention_norm, self.mlp_norm = norms
 
-    def forward(self, x: Tensor, branch: Tensor | None, rope: Rope, visible: Tensor | None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, branch: Tensor | None, rope: Rope, visible: Tensor | None, counts: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         x, h = self.attention_norm.add(x, branch)
-        return self.finish(x, self.attend(self.qkv(h), rope, visible))
+        return self.finish(x, self.attend(self.qkv(h), rope, visible, counts))
 
-    def attend(self, qkv: Tensor, rope: Rope, visible: Tensor | None) -> Tensor:
+    def attend(self, qkv: Tensor, rope: Rope, visible: Tensor | None, counts: Tensor | None) -> Tensor:
         """qkv (B, T, 3C) → (B, T, C)."""
         if self.pieces.attends(qkv, self.num_heads, visible):
             mass = self.watch is not None and self.watch.wants_attention
-            y, received = ShortAttention.apply(qkv, self.num_heads, rope, self.pieces.kernels, mass)
+            y, received = ShortAttention.apply(qkv, self.num_heads, rope, self.pieces.kernels, mass, counts)
             if mass:
                 self.watch.received.append(received)
             return y
@@ -84,7 +86,7 @@ class FusedBlock(nn.Module):
         x, h = self.attention_norm.add(x, branch)
         qkv = self.qkv(h)
         if self.pieces.attends(qkv, self.num_heads, None):
-            y, mass = ShortAttention.apply(qkv, self.num_heads, rope, self.pieces.kernels, True)
+            y, mass = ShortAttention.apply(qkv, self.num_heads, rope, self.pieces.kernels, True, None)
         else:
             y, mass = self.pieces.attention_with_mass(*Heads.apply(qkv, self.num_heads, rope, self.pieces))
             y = y.transpose(1, 2).flatten(2)
@@ -156,6 +158,7 @@ class Twin(Decoder):
         x: Tensor | Residual,
         rope: Rope | None = None,
         visible: Tensor | None = None,
+        counts: Tensor | None = None,
         first: int = 0,
         last: int | None = None,
     ) -> Residual:
@@ -163,7 +166,7 @@ class Twin(Decoder):
         rope = self.rope(x.shape[1]) if rope is None else rope
         for number in range(*slice(first, last).indices(len(self.blocks))):
             self.wait(number + 1)
-            x, branch = self.blocks[number](x, branch, rope, visible)
+            x, branch = self.blocks[number](x, branch, rope, visible, counts)
         return Residual(x, branch)
 
     def attention_mass(self, x: Tensor) -> Tensor:

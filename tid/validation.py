@@ -3,14 +3,13 @@
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from tid import distributed
-from tid.capture import Graph
+from tid.capture import Graph, Graphs
 from tid.model import Decoder
 from tid.precision import autocast
 
@@ -86,7 +85,7 @@ class Validation:
         padded = np.concatenate((np.asarray(tokens), np.zeros(max(0, last - len(tokens)), np.uint16)))
         self.stream = torch.from_numpy(padded.view(np.int16)).to(device)
         self.offsets = torch.arange(context + 1, device=device)
-        self.fast, self.graph, self.model = fast, None, None
+        self.fast, self.graphs, self.model = fast, Graphs(), None
         self.batch_starts = torch.zeros(batch_size, dtype=torch.int64, device=device)
 
     def batch_nats(self, model: Decoder, starts: Tensor) -> Tensor:
@@ -96,13 +95,13 @@ class Validation:
             return model.nats(model.residual(model.embed(window[:, :-1])), window[:, 1:])
 
     @torch.no_grad()
-    def nats(self, model: Decoder, pool: Any = None) -> np.ndarray:
+    def nats(self, model: Decoder, graphs: Graphs | None = None) -> np.ndarray:
         """Nats (N − 1,) float64 of every prediction, aligned with tokens[1:]. Several processes share the batches out,
-        and all get all nats; which batch a window is in does not depend on their number. pool: of the
-        graphs whose memory this one may use."""
+        and all get all nats; which batch a window is in does not depend on their number. graphs: those of the run,
+        which this one joins."""
         out = torch.zeros(len(self.stream), device=self.device)
         fresh = self.offsets[-1 - self.stride : -1]  # a window's predictions that earlier windows did not make
-        batch_nats = self.captured(model, pool) if self.fast else lambda starts: self.batch_nats(model, starts)
+        batch_nats = self.captured(model, graphs) if self.fast else lambda starts: self.batch_nats(model, starts)
         mine = range(distributed.rank(), len(self.starts), distributed.number())
         for number in mine:
             starts = self.starts[number]
@@ -115,15 +114,22 @@ class Validation:
         distributed.sum_([out])
         return out[: len(self.chars)].double().cpu().numpy()
 
-    def captured(self, model: Decoder, pool: Any) -> Callable[[Tensor], Tensor]:
+    def captured(self, model: Decoder, graphs: Graphs | None) -> Callable[[Tensor], Tensor]:
         """`batch_nats` of `model` as a CUDA graph, captured at the first use. CUDA only."""
+        graphs = self.graphs if graphs is None else graphs
         if self.model is not model:
-            Graph.prepare(lambda: self.batch_nats(model, self.batch_starts))
-            self.graph, self.model = Graph(lambda: self.batch_nats(model, self.batch_starts), pool), model
+            graphs.forget(self)
+            self.model = model
+        if self not in graphs:
+
+            def work() -> Tensor:
+                return self.batch_nats(model, self.batch_starts)
+
+            graphs.capture(self, work, lambda: Graph.prepare(work))
 
         def replayed(starts: Tensor) -> Tensor:
             self.batch_starts.copy_(starts)
-            return self.graph()
+            return graphs[self]()
 
         return replayed
 

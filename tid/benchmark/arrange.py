@@ -59,6 +59,7 @@ def arrange(settings: dict) -> Bench:
         precision=choose_precision(settings["precision"], device),
         device=device,
         fast=settings["compile"] and device.type == "cuda",
+        eval_batch_size=settings["eval_batch_size"],
     )
     parts = {group: {name: instantiate(node, f"{group}.{name}") for name, node in settings[group].items()}
              for group in GROUPS}  # fmt: skip

@@ -7,6 +7,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from tid.benchmark.ceilings import wait_for
@@ -14,6 +15,7 @@ from tid.benchmark.memory import Meter, give_back
 from tid.benchmark.race import forget_compiled, reason
 from tid.benchmark.variants import OurStep, Setup, Variant
 from tid.model import GPT
+from tid.validation import Validation
 
 STEPS = 3  # made before something counts as fitting
 BATCH_STEP, FIRST_BATCH, LARGEST_BATCH = 8, 32, 4096
@@ -100,13 +102,14 @@ def apart(setup: Setup, variant: Variant, batch_size: int) -> Trial:
 
 
 def attempt(setup: Setup, variant: Variant, batch_size: int) -> Trial:
-    """Some steps of this shape; whatever they leave behind is freed."""
+    """Some steps of this shape, and a validation; whatever they leave behind is freed."""
     meter = Meter(setup.device)
     failed = None
     try:
         step = OurStep(setup, dataclasses.replace(variant, batch_size=batch_size), "auto")
         for _ in range(STEPS):
             step()
+        validate(setup, step)
         wait_for(setup.device)
         trial = Trial(meter.peak(), meter.peak_reserved())
     except Exception as error:
@@ -115,6 +118,17 @@ def attempt(setup: Setup, variant: Variant, batch_size: int) -> Trial:
     forget_compiled()
     give_back(setup.device)
     return Trial(None, None, failed) if failed else trial
+
+
+def validate(setup: Setup, step: OurStep) -> None:
+    """One batch of a validation, as a run makes it between its steps."""
+    tokens = setup.text[: setup.eval_batch_size * setup.context + 1]
+    ones = np.ones(setup.shape.vocab_size, np.int64)
+    validation = Validation(
+        tokens, np.zeros(1, np.int64), ones, ones, context=setup.context, stride=setup.context,
+        batch_size=setup.eval_batch_size, precision=setup.precision, device=setup.device, fast=setup.fast,
+    )  # fmt: skip
+    validation.nats(step.step.trained, step.step.replays.graphs)
 
 
 def largest_batch(

@@ -37,6 +37,7 @@ class Setup:
     precision: str
     device: torch.device
     fast: bool
+    eval_batch_size: int
 
     @property
     def cut(self) -> dict[str, int]:
@@ -150,7 +151,7 @@ class OurStep:
     @property
     def graphs(self) -> int:
         """Different steps captured so far: a turn in which one more came is timed again."""
-        return len(self.step.replays.graphs)
+        return len(self.step.replays.graphs.made)
 
     def scoring_ms(self) -> float | None:
         """What scoring took, lately."""

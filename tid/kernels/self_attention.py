@@ -3,6 +3,9 @@
 All scores of a head fit one multiprocessor, so a kernel reads the product qkv, rotates, attends and writes what the
 next product reads. Nothing but qkv is kept between the two, and nothing is summed by several programs: results are the
 same on every run.
+
+A block is a power of two. Where sequences are hardly longer than one, and many end in filling instead of tokens, each
+is left to the smallest block that its tokens fit: one launch for either, in which the others' programs end at once.
 """
 
 import torch
@@ -13,7 +16,8 @@ from torch import Tensor
 from tid.device import is_hopper
 
 LONGEST, HEAD_SIZES = 128, (32, 64)
-FORWARD, BACKWARD = (3, 0), (3, 2)  # what was quickest on an H200: see `launch`
+HARDLY = 8  # tokens more than a block
+FORWARD, BACKWARD = (3, 0), (3, 2)  # what was quickest on an H200: see `launches`
 INTERPRETED = 4  # multiprocessors, where there is no GPU and Triton interprets
 LOG2_E = tl.constexpr(1.4426950408889634)
 
@@ -116,16 +120,31 @@ def attend_back(
 
 
 @triton.jit
+def clear_filling(base, stride, length, SIZE: tl.constexpr, BLOCK: tl.constexpr):
+    """Zeros for the vectors after the block."""
+    rows, columns = BLOCK + tl.arange(0, BLOCK), tl.arange(0, SIZE)
+    at = base + rows[:, None] * stride + columns[None, :]
+    tl.store(at, tl.zeros((BLOCK, SIZE), base.dtype.element_ty), mask=(rows < length)[:, None])
+
+
+@triton.jit
 def attention_kernel(
-    qkv, cos, sin, y, received, items, length, rope_stride, scale,
+    qkv, cos, sin, y, received, counts, items, length, rope_stride, scale,
     HEADS: tl.constexpr, SIZE: tl.constexpr, BLOCK: tl.constexpr, SHARED: tl.constexpr, MASS: tl.constexpr,
-    AHEAD: tl.constexpr,
+    AHEAD: tl.constexpr, LEAST: tl.constexpr,
 ):  # fmt: skip
     """`items` are the heads of all sequences: one for each program, or with AHEAD several, of which AHEAD − 1 are read
-    before they are needed. SHARED: all sequences have the same positions."""
+    before they are needed. SHARED: all sequences have the same positions. counts: None, or the tokens of each sequence:
+    those that have LEAST to BLOCK are done."""
     rows, half = tl.arange(0, BLOCK), tl.arange(0, SIZE // 2)
     c, s = load_angles(cos, sin, rows, half, length, SIZE) if SHARED else (0.0, 0.0)
-    if AHEAD == 0:
+    if counts is not None:
+        item = tl.program_id(0)
+        row, count = tl.cast(item // HEADS, tl.int64), tl.load(counts + item // HEADS)
+        if (count >= LEAST) & (count <= BLOCK):
+            attend(item, qkv, cos, sin, y, received, length, rope_stride, scale, c, s, HEADS, SIZE, BLOCK, SHARED, MASS)
+            clear_filling(y + row * length * HEADS * SIZE + item % HEADS * SIZE, HEADS * SIZE, length, SIZE, BLOCK)
+    elif AHEAD == 0:
         item = tl.program_id(0)
         attend(item, qkv, cos, sin, y, received, length, rope_stride, scale, c, s, HEADS, SIZE, BLOCK, SHARED, MASS)
     else:
@@ -135,13 +154,22 @@ def attention_kernel(
 
 @triton.jit
 def attention_gradient_kernel(
-    qkv, cos, sin, dy, dqkv, items, length, rope_stride, scale,
+    qkv, cos, sin, dy, dqkv, counts, items, length, rope_stride, scale,
     HEADS: tl.constexpr, SIZE: tl.constexpr, BLOCK: tl.constexpr, SHARED: tl.constexpr, AHEAD: tl.constexpr,
+    LEAST: tl.constexpr,
 ):  # fmt: skip
     """As `attention_kernel`."""
     rows, half = tl.arange(0, BLOCK), tl.arange(0, SIZE // 2)
     c, s = load_angles(cos, sin, rows, half, length, SIZE) if SHARED else (0.0, 0.0)
-    if AHEAD == 0:
+    if counts is not None:
+        item = tl.program_id(0)
+        row, count = tl.cast(item // HEADS, tl.int64), tl.load(counts + item // HEADS)
+        if (count >= LEAST) & (count <= BLOCK):
+            attend_back(item, qkv, cos, sin, dy, dqkv, length, rope_stride, scale, c, s, HEADS, SIZE, BLOCK, SHARED)
+            for part in tl.static_range(3):
+                first = dqkv + (row * length * 3 + part) * HEADS * SIZE + item % HEADS * SIZE
+                clear_filling(first, 3 * HEADS * SIZE, length, SIZE, BLOCK)
+    elif AHEAD == 0:
         item = tl.program_id(0)
         attend_back(item, qkv, cos, sin, dy, dqkv, length, rope_stride, scale, c, s, HEADS, SIZE, BLOCK, SHARED)
     else:
@@ -157,32 +185,49 @@ def attends(qkv: Tensor, num_heads: int, visible: Tensor | None) -> bool:
     return visible is None and room and length <= LONGEST and width // 3 // num_heads in HEAD_SIZES
 
 
-def launch(qkv: Tensor, num_heads: int, cos: Tensor, ahead: tuple[int, int]) -> tuple[tuple, tuple, dict]:
-    """Grid, numbers and constants of a kernel for qkv (B, T, 3C) and cosines (T, head_size) or (B, T, head_size).
-    ahead: AHEAD where there are more heads than multiprocessors, if positions are shared, and if not."""
+def launches(
+    qkv: Tensor, num_heads: int, cos: Tensor, ahead: tuple[int, int], counts: Tensor | None
+) -> list[tuple[tuple, tuple, dict]]:
+    """Grid, arguments from `counts` on and constants of each launch of a kernel for qkv (B, T, 3C) and cosines
+    (T, head_size) or (B, T, head_size). ahead: AHEAD where there are more heads than multiprocessors, if positions are
+    shared, and if not."""
     batch, length, width = qkv.shape
     items, size, shared = batch * num_heads, width // 3 // num_heads, cos.ndim == 2
     block = max(16, triton.next_power_of_2(length))
     programs = torch.cuda.get_device_properties(qkv.device).multi_processor_count if qkv.is_cuda else INTERPRETED
-    read_ahead = (ahead[0] if shared else ahead[1]) if items > programs and block > 64 else 0
-    constants = {"HEADS": num_heads, "SIZE": size, "BLOCK": block, "SHARED": shared, "AHEAD": read_ahead}
     numbers = (items, length, 0 if shared else cos.stride(0), size**-0.5)
-    return (programs if read_ahead else items,), numbers, constants | {"num_warps": 8 if block > 64 else 4}
+    constants = {"HEADS": num_heads, "SIZE": size, "SHARED": shared}
+
+    def of(block: int, **more: int) -> dict:
+        return constants | {"BLOCK": block, "num_warps": 8 if block > 64 else 4, "AHEAD": 0, "LEAST": 0} | more
+
+    many = items > programs and block > 64
+    if many and counts is not None and length <= block // 2 + HARDLY:
+        sizes = (of(block // 2), of(block, LEAST=block // 2 + 1))
+        return [((items,), (counts, *numbers), constants) for constants in sizes]
+    read_ahead = (ahead[0] if shared else ahead[1]) if many else 0
+    return [((programs if read_ahead else items,), (None, *numbers), of(block, AHEAD=read_ahead))]
 
 
-def attention(qkv: Tensor, num_heads: int, cos: Tensor, sin: Tensor, mass: bool) -> tuple[Tensor, Tensor | None]:
+def attention(
+    qkv: Tensor, num_heads: int, cos: Tensor, sin: Tensor, mass: bool, counts: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
     """Causal attention (B, T, C) of qkv (B, T, 3C), rotated by cos and sin, float32, (T, head_size) or (B, T,
-    head_size); with `mass` also what each token receives from all queries, averaged over heads, (B, T) float32."""
-    grid, numbers, constants = launch(qkv, num_heads, cos, FORWARD)
+    head_size); with `mass` also what each token receives from all queries, averaged over heads, (B, T) float32.
+    counts (B,): tokens of each sequence, if the rest of it is filling, of which the outcome may be anything finite."""
     y = qkv.new_empty(*qkv.shape[:2], qkv.shape[2] // 3)
-    received = torch.empty(len(y), num_heads, y.shape[1], device=y.device) if mass else None
-    attention_kernel[grid](qkv, cos, sin, y, received, *numbers, MASS=mass, **constants)
+    make = torch.empty if counts is None else torch.zeros
+    received = make(len(y), num_heads, y.shape[1], device=y.device) if mass else None
+    for grid, arguments, constants in launches(qkv, num_heads, cos, FORWARD, counts):
+        attention_kernel[grid](qkv, cos, sin, y, received, *arguments, MASS=mass, **constants)
     return y, received.mean(dim=1) if mass else None
 
 
-def attention_gradient(dy: Tensor, qkv: Tensor, num_heads: int, cos: Tensor, sin: Tensor) -> Tensor:
-    """Gradient (B, T, 3C) of `attention`'s qkv from that of its output, (B, T, C)."""
-    grid, numbers, constants = launch(qkv, num_heads, cos, BACKWARD)
+def attention_gradient(
+    dy: Tensor, qkv: Tensor, num_heads: int, cos: Tensor, sin: Tensor, counts: Tensor | None = None
+) -> Tensor:
+    """Gradient (B, T, 3C) of `attention`'s qkv from that of its output, (B, T, C), which is 0 where filling is."""
     dqkv = torch.empty_like(qkv)
-    attention_gradient_kernel[grid](qkv, cos, sin, dy, dqkv, *numbers, **constants)
+    for grid, arguments, constants in launches(qkv, num_heads, cos, BACKWARD, counts):
+        attention_gradient_kernel[grid](qkv, cos, sin, dy, dqkv, *arguments, **constants)
     return dqkv
