@@ -60,6 +60,16 @@ class FlatUpdate(Update):
         self.nothing_due = torch.ones((), dtype=torch.bool, device=device)
         self.vector_moments = FloatMoments(len(self.flat_vectors), device)
 
+    def matrices_in_parts(self) -> Iterator[list[nn.Parameter]]:
+        """The matrices of each part of the gradient."""
+        matrices = iter(self.matrices)
+        for part in self.gradients.parts:
+            size, inside = len(part), []
+            while size:
+                inside.append(next(matrices))
+                size -= inside[-1].numel()
+            yield inside
+
     def shared_state(self, optimizer: Optimizer, parameters: list[Tensor], moments: Any) -> None:
         """Show flat moments as the state of a torch optimizer."""
         views = moments.views([p.shape for p in parameters])
@@ -176,15 +186,10 @@ class FlatAdamW(FlatUpdate):
         super().__init__(model, learned, optim, precision, accumulates, pieces)
         (optimizer,) = self.optimizers
         bits = {AdamW8bit: 8, AdamW4bit: 4}.get(type(optim))
-        self.moments, matrices = [], iter(self.matrices)
-        for part in self.gradients.parts:
-            size = len(part)
-            low = bits and LowMoments(size, part.device, bits, optim.block_size)
-            self.moments.append(low or FloatMoments(size, part.device))
-            inside = []
-            while size:
-                inside.append(next(matrices))
-                size -= inside[-1].numel()
+        self.moments = []
+        for part, inside in zip(self.gradients.parts, self.matrices_in_parts(), strict=True):
+            low = bits and LowMoments(len(part), part.device, bits, optim.block_size)
+            self.moments.append(low or FloatMoments(len(part), part.device))
             self.shared_state(optimizer, inside, self.moments[-1])
         self.shared_state(optimizer, self.vectors, self.vector_moments)
 
@@ -212,47 +217,50 @@ class FlatMuon(FlatUpdate):
         self.embedding_moments = FloatMoments(self.matrices[0].numel(), self.flat.device)
         self.shared_state(adamw, self.matrices[:1], self.embedding_moments)
         self.shared_state(adamw, self.vectors, self.vector_moments)
-        blocks = self.matrices[1:]
-        self.momentum = torch.zeros(sum(p.numel() for p in blocks), device=self.flat.device)
-        shapes = [p.shape for p in blocks]
-        for p, momentum in zip(blocks, split_like(self.momentum, shapes), strict=True):
-            self.muon.state[p] = {"momentum_buffer": momentum}
-        sizes = [self.matrices[0].numel(), len(self.momentum)]
-        self.block_gradients = split_like(self.gradients.flat.split(sizes)[1], shapes)
-        self.embedding, self.block_weights = self.flat.split(sizes)
-        self.copies = (None, None) if self.copy is None else self.copy.split(sizes)
+        parts, inside = self.gradients.parts[1:], list(self.matrices_in_parts())[1:]
+        self.momentum = torch.zeros(sum(map(len, parts)), device=self.flat.device)
+        self.momenta = self.momentum.split([len(part) for part in parts])
+        self.blocks = []  # the matrices of each, with their gradients
+        for part, momentum, own in zip(parts, self.momenta, inside, strict=True):
+            shapes = [p.shape for p in own]
+            for p, buffer in zip(own, split_like(momentum, shapes), strict=True):
+                self.muon.state[p] = {"momentum_buffer": buffer}
+            self.blocks.append(list(zip(own, split_like(part, shapes), strict=True)))
 
     @staticmethod
     def suits(optim: Any, model: Decoder) -> bool:
         return type(optim) is Muon
 
     def update_part(self, part: int, due: tuple) -> None:
+        p, copy = self.part_of(self.flat, part), self.part_of(self.copy, part)
         if part == 0:
-            arguments = (self.gradients.parts[0], self.copies[0], self.embedding_moments, due, self.constants)
-            self.update_(self.embedding, *arguments)
-        elif part == 1:  # all blocks at once
-            self.orthogonal_update(*due[1:])
+            self.update_(p, self.gradients.parts[0], copy, self.embedding_moments, due, self.constants)
+        else:
+            self.orthogonal_update(p, copy, self.momenta[part - 1], self.blocks[part - 1], *due[1:])
 
-    def orthogonal_update(self, lr: Tensor, factor: Tensor, skip: Tensor) -> None:
-        """Muon's step. Its learning rate and decay are numbers of the host's, so it steps from zero at rate 1: what it
-        leaves is minus the update, which does not depend on the weights."""
-        before, momentum = self.block_weights.clone(), self.momentum.clone()
+    def orthogonal_update(
+        self, weights: Tensor, copy: Tensor | None, momentum: Tensor, block: list, lr: Tensor, factor: Tensor,
+        skip: Tensor,
+    ) -> None:  # fmt: skip
+        """Muon's step of a block. Its learning rate and decay are numbers of the host's, so it steps from zero at rate
+        1: what it leaves is minus the update, which does not depend on the weights."""
+        before, momentum_before = weights.clone(), momentum.clone()
         (group,) = self.muon.param_groups
-        for p, gradient in zip(self.matrices[1:], self.block_gradients, strict=True):
+        for p, gradient in block:  # torch passes over those that have none
             gradient.copy_(torch.where(skip, 0.0, gradient * factor))
             p.grad = gradient
-        self.block_weights.zero_()
+        weights.zero_()
         kept = {name: group[name] for name in ("lr", "weight_decay")}
         group.update(lr=1.0, weight_decay=0.0)
         self.muon.step()
         group.update(kept)
-        for p in self.matrices[1:]:
+        for p, _ in block:
             p.grad = None
-        moved = before * (1 - lr * self.constants.decay) + lr * self.block_weights
-        self.block_weights.copy_(torch.where(skip, before, moved))
-        self.momentum.copy_(torch.where(skip, momentum, self.momentum))
-        if self.copies[1] is not None:
-            self.copies[1].copy_(self.block_weights)
+        moved = before * (1 - lr * self.constants.decay) + lr * weights
+        weights.copy_(torch.where(skip, before, moved))
+        momentum.copy_(torch.where(skip, momentum_before, momentum))
+        if copy is not None:
+            copy.copy_(weights)
 
 
 def flat_update(optim: Any, model: Decoder) -> type[FlatUpdate] | None:
