@@ -77,6 +77,16 @@ def test_the_answer(run):
     ]
 
 
+@pytest.mark.parametrize("documents", [None, 1, 2])
+def test_of_one_document_none_had_no_say(run, documents):
+    if documents:
+        (run / "documents.csv").write_text("document,tokens\n" + "0,5\n" * documents)
+    table = facts.results(facts.read(run))
+    assert ("odd documents only" in table.header[-1]) == ("odd ones had no say" in table.note) == (documents != 1)
+    assert ("is one document" in table.note) == (documents == 1)
+    assert {len(row) for row in table.rows} == {len(table.header)}
+
+
 def test_an_unfinished_run_says_so(run):
     (run / "summary.json").unlink()
     (run / "status.json").write_text('{"state": "preempted"}')

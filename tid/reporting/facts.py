@@ -17,6 +17,10 @@ from tid.messages import quantity
 
 UNITS = {"val_loss": "loss, nats per token", "val_perplexity": "perplexity", "val_bpc": "bits per character",
          "val_bpb": "bits per UTF-8 byte"}  # fmt: skip
+ONE_DOCUMENT = "The text is one document, on which the best evaluation was chosen, too: it reads too low."
+SEVERAL_DOCUMENTS = (
+    "The best evaluation was chosen on the even documents; the odd ones had no say: tid.compare's best is of them."
+)
 WITHOUT_EFFECT = "without effect on the result"
 OVERFIT = 1.005  # a final loss this much above the best is worth a word
 
@@ -137,16 +141,17 @@ def results(facts: Facts) -> Table | None:
     if not facts.summary:
         return None
     moments = {"after the last step": facts.summary["final"], "at the best evaluation": facts.summary["best"]}
-    header = ["", "step", *UNITS.values(), "loss, odd documents only"]
-    rows = [
-        [name, f"{m['step']:,}", *(f"{m[unit]:.4f}" for unit in UNITS), f"{m['val_report_loss']:.4f}"]
-        for name, m in moments.items()
-    ]
-    note = (
-        "The best evaluation was chosen on the even documents; the odd ones had no say in it, so tid.compare's best is "
-        "of them."
-    )
-    return Table("Validation, all documents", note, header, rows)
+    alone = held_out_documents(facts.folder) == 1
+    columns = UNITS if alone else UNITS | {"val_report_loss": "loss, odd documents only"}
+    header = ["", "step", *columns.values()]
+    rows = [[name, f"{m['step']:,}", *(f"{m[unit]:.4f}" for unit in columns)] for name, m in moments.items()]
+    return Table("Validation, all documents", ONE_DOCUMENT if alone else SEVERAL_DOCUMENTS, header, rows)
+
+
+def held_out_documents(folder: Path) -> int:
+    """How many a done run's folder lists, 0 where the list is gone."""
+    file = folder / "documents.csv"
+    return file.read_text(encoding="utf-8").count("\n") - 1 if file.is_file() else 0
 
 
 def evaluations(facts: Facts) -> Table | None:
