@@ -59,12 +59,9 @@ def check_filling(device: torch.device) -> None:
         qkv = torch.randn(batch, length, 3 * heads * size, **kind(device)) * there[..., None]
         dy = torch.randn(batch, length, heads * size, **kind(device)) * there[..., None]
         smaller = (counts <= 64) & (length < 90)
-        for function, of in ((kernels.attention, (qkv, heads)), (kernels.attention_gradient, (dy, qkv, heads))):
-            more = {"mass": True} if function is kernels.attention else {}
-            wanted, found = (function(*of, *rope, counts=c, **more) for c in (None, counts))
-            if more:
-                (wanted, _), (found, received) = wanted, found
-                assert received.isfinite().all()
+        y, short = (kernels.attention(qkv, heads, *rope, False, c)[0] for c in (None, counts))
+        gradient, its = (kernels.attention_gradient(dy, qkv, heads, *rope, c) for c in (None, counts))
+        for wanted, found in ((y, short), (gradient, its)):
             close(found * there[..., None], wanted * there[..., None])
             assert found.isfinite().all() and not found[smaller, 64:].any()
 

@@ -208,7 +208,7 @@ def test_a_broken_loss_leaves_flat_weights_moments_and_copies_alone(optim):
         loss = objective(flat, 1)
     tensors = [flat.flat, flat.copy, flat.flat_vectors, *flat.vector_moments.tensors]
     tensors += [t for m in getattr(flat, "moments", []) for t in m.tensors]
-    tensors += [flat.momentum, *flat.embedding_moments.tensors] if optim == "muon" else []
+    tensors += [*flat.momenta, *flat.embedding_moments.tensors] if optim == "muon" else []
     before = [t.clone() for t in tensors]
     flat.begin()
     flat.backward(loss * float("nan"))

@@ -71,7 +71,7 @@ def test_compiling_the_step_is_no_training_time(tmp_path, monkeypatch):
     real = TrainStep.__call__
 
     def first_compiled(step, number):
-        step.replays.seconds = 1000.0
+        step.replays.graphs.seconds = 1000.0
         real(step, number)
 
     monkeypatch.setattr(TrainStep, "__call__", first_compiled)

@@ -1,8 +1,9 @@
-"""CUDA graphs: what a step launches is recorded once and replayed as one unit, without the host."""
+"""CUDA graphs: what a step launches is recorded and then replayed as one unit, without the host."""
 
 import functools
 import importlib
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 
 from tid import distributed
+from tid.messages import out_of_memory
 
 
 @contextmanager
@@ -85,16 +87,21 @@ class Graph:
 
 
 class Graphs:
-    """The graphs of a run, by any key. One replay follows the other, so that they use the same memory.
+    """The CUDA graphs of a run, by any key. One replay follows the other, so that they share memory.
 
-    What is tried out first takes memory besides. Where that is short, all graphs are given up for it; they are captured
-    again when they are asked for, without being tried out once more.
+    Before a function is captured it is run, in memory beside the graphs'. Where there is too little, all graphs are
+    released; each is captured again when it is asked for, without another run. Several processes release none: the
+    others would wait in a collective that one of them has left.
+
+    captures: how many there have been; seconds: what they took, with those runs; say: takes a word to the user on each.
     """
 
     def __init__(self) -> None:
         self.made: dict[Any, Graph] = {}
         self.tried: set[Any] = set()
         self.pool: Any = None
+        self.captures, self.seconds, self.gives_way = 0, 0.0, True
+        self.say: Callable[[str], None] = lambda text: None
 
     def __contains__(self, key: Any) -> bool:
         return key in self.made
@@ -102,23 +109,46 @@ class Graphs:
     def __getitem__(self, key: Any) -> Graph:
         return self.made[key]
 
-    def capture(self, key: Any, function: Callable[[], Any], try_out: Callable[[], None]) -> None:
-        """The graph of `function`. try_out: prepares it, and leaves nothing changed, even if memory runs out."""
-        if key not in self.tried:
-            self.with_room(try_out)
-            self.tried.add(key)
+    def capture(
+        self, key: Any, what: str, function: Callable[[], Any], run: Callable[[], None], changes: Any = None
+    ) -> None:
+        """Capture `function` under `key`. run: calls it beforehand; changes: whose state that changes, which is put
+        back (by state_dict and load_state_dict), None for nobody's; what: a word for the user."""
+        torch.cuda.synchronize()  # what is under way is none of its time
+        started = time.perf_counter()
+        again = key in self.tried
+        if not again:
+            self.with_room(run, changes)
         if not self.made:
             self.pool = torch.cuda.graph_pool_handle()
         self.made[key] = Graph(function, self.pool)
+        self.tried.add(key)
+        self.captures += 1
+        self.seconds += (seconds := time.perf_counter() - started)
+        if again:
+            self.say(f"captured {what} again in {seconds:.1f} s")
+        else:
+            kept = f"the compiled kernels are kept in {compile_cache()}"
+            self.say(f"compiled and captured {what} in {seconds:.1f} s; {kept}")
 
-    def with_room(self, try_out: Callable[[], None]) -> None:
+    def with_room(self, run: Callable[[], None], changes: Any) -> None:
+        """Run, and put back what that has changed. Where memory is too short, do it again without the graphs."""
+        before = None if changes is None else to_cpu(changes.state_dict(), zeros_as_one=True)
+        short = False
         try:
-            return try_out()
-        except torch.OutOfMemoryError:
-            if not self.made or distributed.number() > 1:  # other processes wait for what they have begun
+            run()
+        except RuntimeError as error:
+            short = out_of_memory(error) and self.made and self.gives_way and distributed.number() == 1
+            if not short:
                 raise
-        self.release()  # not before the error is gone, and what it holds with it
-        try_out()
+        if short:  # here the error is gone, and what it holds with it
+            self.say("memory is short: the CUDA graphs are released, and captured again when they are needed")
+            self.release()
+            if changes is not None:
+                changes.load_state_dict(to_cpu(before))  # a copy: torch's optimizers may keep what they are given
+            run()
+        if changes is not None:
+            changes.load_state_dict(before)
 
     def forget(self, key: Any) -> None:
         """Part with one graph, and what is known of it."""
@@ -136,15 +166,15 @@ class Graphs:
         torch.cuda.empty_cache()
 
 
-def to_cpu(state: Any, zeros_apart: bool = False) -> Any:
-    """A deep copy of a nested state with its tensors on the CPU. zeros_apart: of tensors that are all zero, as moments
-    are at first, only the shape is kept, as one zero that stands for all."""
+def to_cpu(state: Any, zeros_as_one: bool = False) -> Any:
+    """A deep copy of a nested state with its tensors on the CPU. zeros_as_one: of tensors that are all zero, as moments
+    are at first, one zero that stands for all."""
     if isinstance(state, torch.Tensor):
-        if zeros_apart and type(state) is torch.Tensor and not state.any():
+        if zeros_as_one and type(state) is torch.Tensor and not state.any():
             return torch.zeros((), dtype=state.dtype).expand(state.shape)
         return state.detach().to("cpu", copy=True)
     if isinstance(state, dict):
-        return {key: to_cpu(value, zeros_apart) for key, value in state.items()}
+        return {key: to_cpu(value, zeros_as_one) for key, value in state.items()}
     if isinstance(state, list | tuple):
-        return type(state)(to_cpu(value, zeros_apart) for value in state)
+        return type(state)(to_cpu(value, zeros_as_one) for value in state)
     return state

@@ -218,8 +218,7 @@ class FlatMuon(FlatUpdate):
         self.shared_state(adamw, self.matrices[:1], self.embedding_moments)
         self.shared_state(adamw, self.vectors, self.vector_moments)
         parts, inside = self.gradients.parts[1:], list(self.matrices_in_parts())[1:]
-        self.momentum = torch.zeros(sum(map(len, parts)), device=self.flat.device)
-        self.momenta = self.momentum.split([len(part) for part in parts])
+        self.momenta = [torch.zeros(len(part), device=part.device) for part in parts]
         self.blocks = []  # the matrices of each, with their gradients
         for part, momentum, own in zip(parts, self.momenta, inside, strict=True):
             shapes = [p.shape for p in own]
@@ -252,10 +251,12 @@ class FlatMuon(FlatUpdate):
         weights.zero_()
         kept = {name: group[name] for name in ("lr", "weight_decay")}
         group.update(lr=1.0, weight_decay=0.0)
-        self.muon.step()
-        group.update(kept)
-        for p, _ in block:
-            p.grad = None
+        try:
+            self.muon.step()
+        finally:
+            group.update(kept)
+            for p, _ in block:
+                p.grad = None
         moved = before * (1 - lr * self.constants.decay) + lr * weights
         weights.copy_(torch.where(skip, before, moved))
         momentum.copy_(torch.where(skip, momentum_before, momentum))

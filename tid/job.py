@@ -12,7 +12,7 @@ import torch
 
 from tid import checkpoint, config_file, distributed
 from tid.assembly import put_together
-from tid.capture import compile_cache, loading_compiler
+from tid.capture import loading_compiler
 from tid.config import ConfigError, RunConfig, doubts, dropping_names, is_baseline, run_folder, run_hash, run_slug
 from tid.data import Corpus, load_corpus
 from tid.data.batches import count_sequences, refuse_large_update
@@ -230,9 +230,7 @@ def carry_out(run: Run, state: dict | None, tracker: Any, overrides: list[str], 
     known = code | where(run.step.device) | config_file.remembered(run.folder, run.config)
     write_status(run.folder, "running", step=run.done, total_steps=run.total_steps, **known)
     introduce(run)
-    run.step.replays.told = lambda seconds: run.log.say(
-        f"compiled and captured a step in {seconds:.1f} s; the compiled kernels are kept in {compile_cache()}"
-    )
+    run.step.replays.graphs.say = run.log.say
     with tracker.start(tracked(run)) as run.tracker:
         facts = {"code": code, "start_seconds": time.perf_counter() - started, "overrides": overrides}
         fit(run)

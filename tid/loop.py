@@ -130,7 +130,7 @@ def write_row(run: Run, step_ms: list[float], evaluates: bool, started: float) -
 
 def elapsed(run: Run, started: float) -> float:
     """`Run.seconds` now. The first run of a sweep compiles for those after it, which shall not look faster for that."""
-    return time.perf_counter() - started - run.step.replays.seconds
+    return time.perf_counter() - started - run.step.replays.graphs.seconds
 
 
 def train_row(run: Run, step_ms: list[float]) -> dict[str, float]:

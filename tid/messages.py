@@ -37,6 +37,12 @@ def train_command(*settings: str) -> str:
     return shlex.join(["python", "-m", "tid.train", *settings])
 
 
+def out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, RuntimeError) and NO_MEMORY.search(str(error)):
+        return True
+    return bool({"MemoryError", "OutOfMemoryError"} & {cls.__name__ for cls in type(error).__mro__})
+
+
 def correctable(error: BaseException) -> str | None:
     """The message for an error that the user can correct; None for every other one."""
     names, text = {cls.__name__ for cls in type(error).__mro__}, str(error)
@@ -45,7 +51,7 @@ def correctable(error: BaseException) -> str | None:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         where = f" ({error.filename})" if error.filename else ""
         return f"the disk is full{where}: {error.strerror}. Make room; the same command goes on"
-    if {"MemoryError", "OutOfMemoryError"} & names or (isinstance(error, RuntimeError) and NO_MEMORY.search(text)):
+    if out_of_memory(error):
         return (
             f"out of memory: {text.splitlines()[0][:200] if text else 'Python got no more'}\n"
             "  a smaller batch_size takes less (in training accumulate_steps makes up for it, and validation goes by "

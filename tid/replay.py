@@ -1,21 +1,16 @@
-"""A step as CUDA graphs: one for each decision of the host, captured when it first comes up."""
+"""A step as CUDA graphs: one for each decision of the host, captured when it comes up."""
 
-import time
-from collections.abc import Callable
 from typing import Any
 
-import torch
-
-from tid.capture import Graph, Graphs, to_cpu
+from tid.capture import Graph, Graphs
 
 
 class Replays:
     """``replays(drops, kept_max)`` does what `step.update` does: whole, or up to the optimizer where that cannot be
-    captured. seconds: what capturing took so far; told: called with that of each graph."""
+    captured. graphs: of the steps, and of what else the run captures."""
 
     def __init__(self, step: Any) -> None:
-        self.step, self.graphs, self.seconds = step, Graphs(), 0.0
-        self.told: Callable[[float], None] = lambda seconds: None
+        self.step, self.graphs = step, Graphs()
 
     def __call__(self, drops: bool, kept_max: int) -> None:
         step, key = self.step, (drops, kept_max)
@@ -32,21 +27,15 @@ class Replays:
 
     def capture(self, key: tuple[bool, int]) -> None:
         step = self.step
-        torch.cuda.synchronize(step.device)  # steps under way are none of its time
-        started = time.perf_counter()
+        step.score_watch.forget(key)
         captured = step.update if step.updating.capturable else self.sums_and_gradients
-        self.graphs.capture(key, lambda: captured(*key), lambda: self.try_out(key))
+        self.graphs.capture(key, "a step", lambda: captured(*key), lambda: self.try_out(key), step)
         step.updating.forget()
-        self.seconds += (seconds := time.perf_counter() - started)
-        self.told(seconds)
 
     def try_out(self, key: tuple[bool, int]) -> None:
-        """A few runs, whose effects are undone."""
-        step, before = self.step, to_cpu(self.step.state_dict(), zeros_apart=True)
-        try:
-            Graph.prepare(lambda: (step.update(*key), step.step.sub_(1)))  # each time on this step's own batch
-        finally:
-            step.load_state_dict(before)
+        """Each time on this step's own batch."""
+        step = self.step
+        Graph.prepare(lambda: (step.update(*key), step.step.sub_(1)))
 
     def sums_and_gradients(self, drops: bool, kept_max: int) -> tuple:
         """What `backward` returns, and the gradients that it leaves on the parameters."""

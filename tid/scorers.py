@@ -25,7 +25,8 @@ Of = Literal["predicted", "predicting"]
 
 @dataclass
 class Evidence:
-    """What a scorer may look at, from one un-dropped pass. V is the vocabulary, C the width, L the layers."""
+    """What a scorer may look at, from one un-dropped pass, or with source=cached from the pass that trains. V is the
+    vocabulary, C the width, L the layers."""
 
     tokens: Tensor  # (B, T) int64, the inputs
     targets: Tensor  # (B, T) int64, targets[t] is the token after tokens[t]

@@ -87,7 +87,7 @@ class TrainStep:
         rows = torch.arange(self.batch_size, device=device)
         # numbers of each micro-batch's samples, from the step's first on
         self.offsets = [micro * self.batch_size + rows for micro in range(self.accumulate_steps)]
-        self.mine = distributed.share(self.batch_size)  # this process's rows
+        self.own_rows = distributed.share(self.batch_size)  # this process's rows
 
     def make_buffers(self, window: int) -> None:
         """What steps write on the device."""
@@ -155,7 +155,7 @@ class TrainStep:
         objective = torch.zeros((), device=self.device)
         for micro, offsets in enumerate(self.offsets):
             samples, tokens, targets = self.micro_batch(offsets)
-            mine = [x[self.mine] for x in (tokens, targets, samples)]
+            mine = [x[self.own_rows] for x in (tokens, targets, samples)]
             with self.watching(drops, *mine) as watch, autocast(self.precision, self.device):
                 nats = all_nats(self.updating.compute, *mine[:2]) if drops and self.shares_pass else None
                 keep, counts = self.choose(tokens, samples, mine, watch) if drops else (None, self.none_dropped(tokens))
@@ -187,7 +187,7 @@ class TrainStep:
             self.updating.wait_for_table()
         if nats is None and self.mode.sees_all:
             nats = all_nats(model, tokens, targets)
-        return self.mode.loss(model, Batch(tokens, targets, keep[self.mine], kept_max, nats), self.learned)
+        return self.mode.loss(model, Batch(tokens, targets, keep[self.own_rows], kept_max, nats), self.learned)
 
     def micro_batch(self, offsets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Samples (B,), tokens and targets (B, T) of a micro-batch."""

@@ -46,7 +46,7 @@ def summarise(run: Run, *, run_hash: str, start_seconds: float, code: dict, over
         "step_ms": statistics.median(totals["step_ms"]),
         "score_ms": statistics.median(totals["score_ms"]) if totals["score_ms"] else 0.0,  # of the steps that score
         "seconds": run.seconds,
-        "seconds_with_start": run.seconds + start_seconds + step.replays.seconds,
+        "seconds_with_start": run.seconds + start_seconds + step.replays.graphs.seconds,
         "train_flops": step.train_flops,
         "score_flops": step.score_flops,
         "parameters": step.model.parameter_count,

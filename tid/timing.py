@@ -36,6 +36,10 @@ class Stopwatch:
         else:
             self.marks.append(marks)
 
+    def forget(self, label: object) -> None:
+        """The graph that was captured under this label is gone."""
+        self.captured.pop(label, None)
+
     def read(self) -> list[float]:
         """Durations in milliseconds, oldest first. On CUDA this waits for the last region to end."""
         marks, self.marks = self.marks, []

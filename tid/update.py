@@ -22,7 +22,7 @@ class Update:
     `bad_step` then holds its number, else -1. (An overflow of fp16 gradients is no such case: the step is skipped
     and the loss scale halved, as usual.)
 
-    `capturable`: may a call be captured in a CUDA graph? torch's optimizers other than AdamW read numbers back.
+    `capturable`: may a call be captured in a CUDA graph? Those of tid.flat may; some optimizers read numbers back.
     """
 
     capturable = False

@@ -97,8 +97,8 @@ class Validation:
     @torch.no_grad()
     def nats(self, model: Decoder, graphs: Graphs | None = None) -> np.ndarray:
         """Nats (N − 1,) float64 of every prediction, aligned with tokens[1:]. Several processes share the batches out,
-        and all get all nats; which batch a window is in does not depend on their number. graphs: those of the run,
-        which this one joins."""
+        and all get all nats; which batch a window is in does not depend on their number. graphs: the run's, among
+        which that of this pass is kept; None: its own."""
         out = torch.zeros(len(self.stream), device=self.device)
         fresh = self.offsets[-1 - self.stride : -1]  # a window's predictions that earlier windows did not make
         batch_nats = self.captured(model, graphs) if self.fast else lambda starts: self.batch_nats(model, starts)
@@ -125,7 +125,7 @@ class Validation:
             def work() -> Tensor:
                 return self.batch_nats(model, self.batch_starts)
 
-            graphs.capture(self, work, lambda: Graph.prepare(work))
+            graphs.capture(self, "a validation", work, lambda: Graph.prepare(work))
 
         def replayed(starts: Tensor) -> Tensor:
             self.batch_starts.copy_(starts)

@@ -4,8 +4,9 @@ All scores of a head fit one multiprocessor, so a kernel reads the product qkv, 
 next product reads. Nothing but qkv is kept between the two, and nothing is summed by several programs: results are the
 same on every run.
 
-A block is a power of two. Where sequences are hardly longer than one, and many end in filling instead of tokens, each
-is left to the smallest block that its tokens fit: one launch for either, in which the others' programs end at once.
+A block is a power of two. Sequences that are hardly longer than one, and of which some end in filling instead of
+tokens, take two launches where there are more heads than multiprocessors: one with the smaller block for those whose
+tokens fit it, and one for the others; programs of the other kind end at once.
 """
 
 import torch
@@ -189,8 +190,8 @@ def launches(
     qkv: Tensor, num_heads: int, cos: Tensor, ahead: tuple[int, int], counts: Tensor | None
 ) -> list[tuple[tuple, tuple, dict]]:
     """Grid, arguments from `counts` on and constants of each launch of a kernel for qkv (B, T, 3C) and cosines
-    (T, head_size) or (B, T, head_size). ahead: AHEAD where there are more heads than multiprocessors, if positions are
-    shared, and if not."""
+    (T, head_size) or (B, T, head_size). ahead: AHEAD of a single launch where there are more heads than
+    multiprocessors, if positions are shared, and if not."""
     batch, length, width = qkv.shape
     items, size, shared = batch * num_heads, width // 3 // num_heads, cos.ndim == 2
     block = max(16, triton.next_power_of_2(length))
@@ -203,8 +204,8 @@ def launches(
 
     many = items > programs and block > 64
     if many and counts is not None and length <= block // 2 + HARDLY:
-        sizes = (of(block // 2), of(block, LEAST=block // 2 + 1))
-        return [((items,), (counts, *numbers), constants) for constants in sizes]
+        return [((items,), (counts, *numbers), of(block // 2)),
+                ((items,), (counts, *numbers), of(block, LEAST=block // 2 + 1))]  # fmt: skip
     read_ahead = (ahead[0] if shared else ahead[1]) if many else 0
     return [((programs if read_ahead else items,), (None, *numbers), of(block, AHEAD=read_ahead))]
 
@@ -214,10 +215,11 @@ def attention(
 ) -> tuple[Tensor, Tensor | None]:
     """Causal attention (B, T, C) of qkv (B, T, 3C), rotated by cos and sin, float32, (T, head_size) or (B, T,
     head_size); with `mass` also what each token receives from all queries, averaged over heads, (B, T) float32.
-    counts (B,): tokens of each sequence, if the rest of it is filling, of which the outcome may be anything finite."""
+    counts (B,): tokens of each sequence, if the rest of it is filling, of which the outcome may be anything finite;
+    without `mass`."""
+    assert counts is None or not mass
     y = qkv.new_empty(*qkv.shape[:2], qkv.shape[2] // 3)
-    make = torch.empty if counts is None else torch.zeros
-    received = make(len(y), num_heads, y.shape[1], device=y.device) if mass else None
+    received = torch.empty(len(y), num_heads, y.shape[1], device=y.device) if mass else None
     for grid, arguments, constants in launches(qkv, num_heads, cos, FORWARD, counts):
         attention_kernel[grid](qkv, cos, sin, y, received, *arguments, MASS=mass, **constants)
     return y, received.mean(dim=1) if mass else None
