@@ -79,7 +79,7 @@ def test_the_same_cell_in_two_sweeps_counts_once(tmp_path):
 CHANGES = {
     "data": {"data": {**synthetic.DATA, "val.jsonl": "d" * 64}},
     "code": {"source": "e" * 12},
-    "budget": {"steps": 100, "tokens": 102400},
+    "budget": {"until": 100},
     "precision": {"precision": "bf16"},
     "device": {"device": "NVIDIA H100"},
 }

@@ -89,6 +89,17 @@ def test_tuned_controls_are_the_best_of_their_kind(tmp_path):
     assert against(found["random · lr=0.2"], "random") is against(found["no drop · lr=0.1"], "no_drop") is None
 
 
+def test_a_tuned_control_lacks_no_seed_that_the_others_have(tmp_path):
+    """One that is worse with every seed, and has not run the hard one, has the lower mean."""
+    hard = {0: 1.0, 1: 0.0, 2: 0.0}
+    cells = [dropping("none", optim__lr=0.1, seed=s, loss=4.0 + hard[s]) for s in hard]
+    cells += [dropping("none", optim__lr=0.2, seed=s, loss=4.1 + hard[s]) for s in (1, 2)]
+    cells += [dropping("entropy", seed=s, loss=4.0 + hard[s]) for s in hard]
+    found = {c.label: c for c in held(written(tmp_path, *cells), "tuned")}
+    (ours,) = (c for c in found.values() if not c.is_baseline)
+    assert against(ours, "no_drop").settings["optim"]["lr"] == 0.1
+
+
 def test_a_tuned_control_is_the_best_of_its_view(tmp_path):
     """Weak weight decay is better at its best, and has over-fitted by the last step."""
     weak = dropping("none", optim__weight_decay=0.1, best=3.9, loss=5.0)

@@ -95,6 +95,14 @@ def test_the_correction_is_over_all_that_were_tested():
     assert adjusted([untested], "bh") == [untested]
 
 
+def test_many_that_are_worse_do_not_make_it_easy_to_be_better():
+    worse = [Difference("seeds", estimate=1.0, p=1e-6) for _ in range(30)]
+    ours = Difference("seeds", estimate=-1.0, p=0.02)
+    assert adjusted([*worse, ours], "bh")[-1].p_adjusted == pytest.approx(0.02 * 31)
+    assert adjusted(worse, "bh")[0].p_adjusted == pytest.approx(1e-6)
+    assert adjusted([ours], "bh", never_made=9)[0].p_adjusted == pytest.approx(0.2)
+
+
 def test_band_is_over_runs():
     mean, sd = band(np.array([[1.0, 5.0], [3.0, 5.0]]))
     assert mean.tolist() == [2, 5] and sd == pytest.approx([math.sqrt(2), 0])

@@ -13,6 +13,7 @@ from tid.revision import in_words
 
 FACTS = ("data", "budget", "code", "precision", "device")
 APART = ("data", "budget")
+Mixed = dict[str, dict[str, list[RunRecord]]]  # {fact: {value in words: its runs}}
 EXAMPLES = 4  # values of a fact that a message lists
 
 
@@ -34,8 +35,8 @@ def code(summary: dict) -> str:
     return f"{in_words(summary)}, tid {versions['tid']}, torch {versions['torch']}"
 
 
-def differences(runs: list[RunRecord]) -> dict[str, dict[str, list[RunRecord]]]:
-    """The facts in which done runs differ: {fact: {value in words: its runs}}."""
+def differences(runs: list[RunRecord]) -> Mixed:
+    """The facts in which done runs differ."""
     found = {}
     contested = _contested(runs)
     for name in FACTS:
@@ -76,7 +77,7 @@ def _described(same: list[RunRecord], name: str, values: dict) -> str:
     return f"{text} {_identity(same[0], name)}" if clash else text
 
 
-def insist(runs: list[RunRecord], allow: list[str]) -> dict[str, dict[str, list[RunRecord]]]:
+def insist(runs: list[RunRecord], allow: list[str]) -> Mixed:
     """The differences between done runs that `allow` permits. Raises ConfigError for any other, saying what differs,
     in which runs, and how to proceed."""
     found = differences(runs)
@@ -101,5 +102,5 @@ def _remedy(refused: list[str], allow: list[str]) -> str:
     apart = [name for name in refused if name in APART]
     mixed = [name for name in refused if name not in APART]
     says = [f"{' and '.join(apart)} kept in rows of their own, never in one mean"] if apart else []
-    says += [f"{' and '.join(mixed)} averaged over, and marked"] if mixed else []
+    says += [f"{' and '.join(mixed)} averaged over, never between the two runs of a pair"] if mixed else []
     return f"allow={value}\n  ({'; '.join(says)})"

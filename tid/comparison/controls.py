@@ -28,7 +28,11 @@ def assign(configurations: list[Configuration], views: list[str], limits: Budget
         for view in views:
             if how == "tuned":
                 loss = partial(choosing, view=view, limits=limits.get(ours.stratum, {}))
-                found = {"no_drop": _best_no_drop(ours, alike, loss), "random": _best_random(ours, alike, loss)}
+                kinds = {"no_drop": lambda c: c.is_baseline, "random": lambda c: c.is_random}
+                found = {
+                    control: None if is_control(ours, control) else _best(ours, list(filter(is_one, alike)), loss)
+                    for control, is_one in kinds.items()
+                }
             ours.controls |= {(view, control): c for control, c in found.items() if c is not None}
 
 
@@ -50,16 +54,20 @@ def _random(of: Configuration, among: list[Configuration]) -> Configuration | No
     return next((c for c in alike if c.settings["selector"]["_target_"] in EXCHANGEABLE), None)
 
 
-def _best_no_drop(of: Configuration, among: list[Configuration], loss: Loss) -> Configuration | None:
-    return None if of.is_baseline else _best([c for c in among if c.is_baseline], loss)
+def is_control(ours: Configuration, control: str) -> bool:
+    """Is it a control itself, that is held against none of this kind?"""
+    return ours.is_baseline or (ours.is_random and control == "random")
 
 
-def _best_random(of: Configuration, among: list[Configuration], loss: Loss) -> Configuration | None:
-    return None if of.is_baseline or of.is_random else _best([c for c in among if c.is_random], loss)
+def _best(of: Configuration, among: list[Configuration], loss: Loss) -> Configuration | None:
+    """The lowest mean of those that are not censored and whose runs all reach the view's budget, on seeds that all
+    have: of those with the most seeds in common with `of`, for another might lack just the hard ones."""
+    fair = [c for c in among if c.runs and not c.is_censored and all(map(math.isfinite, map(loss, c.runs.values())))]
+    most = max((len(c.runs.keys() & of.runs.keys()) for c in fair), default=0)
+    fair = [c for c in fair if len(c.runs.keys() & of.runs.keys()) == most]
+    shared = set.intersection(*(set(c.runs) for c in fair), set(of.runs) or set(fair[0].runs)) if fair else set()
 
+    def mean(c: Configuration) -> float:
+        return statistics.fmean(loss(run) for seed, run in c.runs.items() if seed in shared or not shared)
 
-def _best(among: list[Configuration], loss: Loss) -> Configuration | None:
-    """The lowest mean of those that are not censored and whose runs all reach the view's budget."""
-    fair = [c for c in among if c.runs and not c.is_censored]
-    means = {c.key: statistics.fmean(map(loss, c.runs.values())) for c in fair}
-    return min((c for c in fair if math.isfinite(means[c.key])), key=lambda c: means[c.key], default=None)
+    return min(fair, key=mean, default=None)

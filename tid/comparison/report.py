@@ -7,7 +7,7 @@ import numpy as np
 
 from tid.comparison import agreement, configurations, controls
 from tid.comparison.configurations import Configuration
-from tid.comparison.differences import Difference, differences
+from tid.comparison.differences import Difference, differences, never_made
 from tid.comparison.runs import UNITS, RunRecord, measured
 from tid.comparison.statistics import Spread, spread
 from tid.comparison.views import Budgets, budgets, value
@@ -60,8 +60,8 @@ class Absent:
 
 @dataclass(frozen=True)
 class Report:
-    """rows: lowest mean first, then those with censored runs, then those without a done run. mixed: differences between
-    runs that were allowed."""
+    """rows: lowest mean first, then those that lack seeds, those with censored runs, and those without a done run.
+    mixed: differences between runs that were allowed."""
 
     question: Question
     rows: list[Row]
@@ -81,8 +81,13 @@ class Report:
 
     @property
     def tests(self) -> int:
-        """How many p-values the correction is over."""
+        """How many p-values there are."""
         return sum(d.method == "seeds" for row in self.rows for d in row.differences.values())
+
+    @property
+    def never_made(self) -> int:
+        """How many more there would be, had no run been pruned or diverged."""
+        return never_made([row.configuration for row in self.rows], self.question.at)
 
 
 def build(runs: list[RunRecord], question: Question) -> Report:
@@ -94,25 +99,34 @@ def build(runs: list[RunRecord], question: Question) -> Report:
     mixed = agreement.insist(done, question.allow)
     runs, repeats = configurations.once(runs)
     said = _repeated(repeats)
-    if "device" in mixed and "seconds" in question.at:
+    if "seconds" in question.at and (why := _unlike_speed(done, mixed)):
         views = [view for view in question.at if view != "seconds"] or ["final"]
         question = replace(question, at=views)
-        said.append("no comparison at equal wall-clock: the runs were made on different devices")
+        said.append(f"no comparison at equal wall-clock: the runs were made {why}")
     groups = configurations.group(runs)
     limits = budgets(groups)
     controls.assign(groups, question.at, limits, question.controls)
     found = differences(
-        groups, question.at, question.metric, limits, question.confidence, question.correction, question.controls
+        groups, question.at, question.metric, limits, question.confidence, question.correction, question.controls, mixed
     )
     rows = [_row(c, groups, question, limits, found) for c in groups]
     rows.sort(key=lambda row: _rank(row, question.at[0]))
     return Report(question, rows, _absent(groups, runs, question.metric), runs, limits, mixed, said)
 
 
+def _unlike_speed(done: list[RunRecord], mixed: agreement.Mixed) -> str:
+    """Why the same step took some runs longer than others; empty if it did not."""
+    if "device" in mixed:
+        return "on different devices"
+    how = {(run.config.get("compile"), tuple(run.summary.get("kernels_by_hand", ()))) for run in done}
+    return "with different compile= or kernels=" if len(how) > 1 else ""
+
+
 def _rank(row: Row, view: str) -> tuple:
-    """Lowest mean first; a mean of those that pruning or divergence left is not ranked among the others."""
-    mean = row.views[view].mean
-    return not row.n, mean != mean, row.configuration.is_censored, mean, row.configuration.label
+    """Lowest mean first; a mean that lacks seeds, or is of those that pruning or divergence left, is not ranked among
+    the others."""
+    mean, last = row.views[view].mean, (row.configuration.is_censored, row.n < row.expected)
+    return not row.n, mean != mean, *last, mean, row.configuration.label
 
 
 def _repeated(repeats: list[tuple[RunRecord, RunRecord]]) -> list[str]:

@@ -16,14 +16,18 @@ import numpy as np
 import yaml
 
 from tid import config_file
+from tid.comparison.summary import AGAIN, read_summary
 from tid.config import ConfigError, run_hash
-from tid.logs import METRICS, read_status
+from tid.logs import METRICS, STATES, read_status
+from tid.messages import shown
 
 UNITS = ("loss", "bpc", "bpb")  # nats per token, bits per character, bits per UTF-8 byte
 DOCUMENT_COLUMNS = ("document", "tokens", "characters", "bytes", "final_nats", "best_nats")
+DOCUMENTS = "documents.csv"
 DROP_POINTS = 200  # of the drop-rate curve; the rows between are not even parsed
 STEP = re.compile(rb'"step": ?(\d+)')
 REASON_CHARACTERS = 160
+SAME = 1e-6  # relative: sums of the same nats in another order differ by less, a document left out by more
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,24 +80,26 @@ def read(folder: Path, frozen: dict | None = None) -> RunRecord:
     that does not have it, None without a plan."""
     status = read_status(folder) or {}
     state, reason = _state(status)
-    facts: dict[str, Any] = {"step": status.get("step") or 0, "total_steps": status.get("total_steps") or 0}
+    counts = {key: status.get(key) for key in ("step", "total_steps")}
+    facts: dict[str, Any] = {key: value if type(value) is int else 0 for key, value in counts.items()}
     facts |= {"planned": frozen is not None, "diverged": state == "failed" and bool(status.get("diverged"))}
+    config = frozen or {}
     try:
         facts |= read_metrics(folder)
         if edited := config_file.edits(folder, frozen):
             raise ConfigError(f"{config_file.FILE} {edited}; put it back as it was")
         config = _config(folder)
         if state == "done":
-            facts["summary"] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-            facts["documents"] = _documents(folder / "documents.csv")
+            summary, documents = read_summary(folder), _documents(folder / DOCUMENTS)
+            _insist_whole(summary, facts["evaluations"], documents)
+            facts |= {"summary": summary, "documents": documents}
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
         missing = isinstance(error, FileNotFoundError)
         why = f"{Path(error.filename).name} is missing" if missing else f"{type(error).__name__}: {error}"
         why = str(error) if isinstance(error, ConfigError) else why
         if state not in ("done", "running"):  # its own reason says more
-            return RunRecord(folder, frozen or {}, state, reason, **facts)
-        facts["summary"] = {}
-        return RunRecord(folder, frozen or {}, "unreadable", _one_line(why), **facts)
+            return RunRecord(folder, config, state, reason, **facts)
+        return RunRecord(folder, config, "unreadable", _one_line(why), **facts)
     return RunRecord(folder, config, state, reason, **facts)
 
 
@@ -101,6 +107,8 @@ def _state(status: dict) -> tuple[str, str]:
     state, reason = status.get("state"), _one_line(str(status.get("reason") or ""))
     if state is None:
         return "unreadable", "status.json is missing or torn: it never started, or was copied in part"
+    if state not in STATES:
+        return "unreadable", _one_line(f"status.json: state: wanted one of {', '.join(STATES)}, got {shown(state)}")
     if state == "running" and _is_gone(status):
         return "killed", f"process {status['pid']} is gone; the same command resumes it"
     return state, reason
@@ -133,12 +141,38 @@ def _config(folder: Path) -> dict:
 
 
 def _documents(path: Path) -> np.ndarray:
+    """The `documents` of a RunRecord. Raises ConfigError for what is no table of finite numbers, or has no document."""
     with open(path, encoding="utf-8") as file:
-        header = tuple(file.readline().strip().split(","))
-        if header != DOCUMENT_COLUMNS:
-            wanted = ", ".join(DOCUMENT_COLUMNS)
-            raise ValueError(f"documents.csv: wanted the columns {wanted}, got {', '.join(header)}")
-        return np.loadtxt(file, delimiter=",", ndmin=2)[:, 1:]
+        header, lines = tuple(file.readline().strip().split(",")), file.read().split()
+    if header != DOCUMENT_COLUMNS:
+        wanted = ", ".join(DOCUMENT_COLUMNS)
+        raise ConfigError(f"{DOCUMENTS}: wanted the columns {wanted}, got {', '.join(header)}")
+    if not lines:
+        raise ConfigError(f"{DOCUMENTS} holds no document; {AGAIN}")
+    try:
+        table = np.loadtxt(lines, delimiter=",", ndmin=2).reshape(len(lines), len(DOCUMENT_COLUMNS))
+    except ValueError:
+        table = np.full((1, len(DOCUMENT_COLUMNS)), np.nan)
+    if not np.isfinite(table).all():
+        raise ConfigError(f"{DOCUMENTS}: wanted {len(DOCUMENT_COLUMNS)} finite numbers in each line; {AGAIN}")
+    return table[:, 1:]
+
+
+def _insist_whole(summary: dict, evaluations: dict[str, np.ndarray], documents: np.ndarray) -> None:
+    """Raises ConfigError unless the curve comes to the summary's last step and the documents add up to its losses. A
+    file that was cut would lower the budget of every run, or be a figure of other documents."""
+    steps = evaluations["step"]
+    if not len(steps):
+        raise ConfigError(f"{METRICS} is missing or holds no evaluation; {AGAIN}")
+    if steps[-1] != summary["steps"]:
+        where = f"its last evaluation at step {steps[-1]:.0f} of {summary['steps']}"
+        raise ConfigError(f"{METRICS} has {where}: it was cut, or is another run's; {AGAIN}")
+    for when, key, part in (("final", "val_loss", documents), ("best", "val_report_loss", reporting(documents))):
+        got, said = per_unit(part, when, "loss"), summary[when][key]
+        said = np.nan if said is None else said
+        if not np.isclose(got, said, rtol=SAME, atol=0, equal_nan=True):
+            why = f"gives {got:.6f}, summary.json {said:.6f} as {when}.{key}: one was cut or is another's"
+            raise ConfigError(f"{DOCUMENTS} {why}; {AGAIN}")
 
 
 # ------------------------------------------------------------------------------------------------- curves
@@ -156,7 +190,8 @@ def read_metrics(folder: Path) -> dict[str, dict[str, np.ndarray]]:
             continue
         try:
             row = json.loads(line)
-        except ValueError:  # torn by a kill
+            row["step"] + 0
+        except (ValueError, TypeError, KeyError):  # torn by a kill
             continue
         if is_evaluation:
             validated.append(row)
@@ -186,9 +221,13 @@ def measured(run: RunRecord, when: str, unit: str) -> float:
     as best, on the odd documents, which had no say in choosing them)."""
     if when != "report":
         return run.summary[when][f"val_{unit}"]
-    odd = reporting(run.documents)
-    size = odd[:, UNITS.index(unit)].sum()
-    nats = odd[:, DOCUMENT_COLUMNS.index("best_nats") - 1].sum()
+    return per_unit(reporting(run.documents), "best", unit)
+
+
+def per_unit(documents: np.ndarray, when: str, unit: str) -> float:
+    """Loss, bpc or bpb of documents (D, 5), `final` or `best`; NaN where they predict nothing."""
+    size = documents[:, UNITS.index(unit)].sum()
+    nats = documents[:, DOCUMENT_COLUMNS.index(f"{when}_nats") - 1].sum()
     return float(nats / size / (1 if unit == "loss" else np.log(2))) if size else float("nan")
 
 

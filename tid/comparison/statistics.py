@@ -109,9 +109,20 @@ def by_documents(nats: np.ndarray, sizes: np.ndarray, confidence: float) -> tupl
     return nats.sum(1) / sizes.sum(), result.confidence_interval.low, result.confidence_interval.high
 
 
-def adjusted(found: list[Difference], method: str) -> list[Difference]:
+def adjusted(found: list[Difference], method: str, never_made: int = 0) -> list[Difference]:
     """The same differences with p_adjusted: Benjamini-Hochberg ("bh") or Benjamini-Yekutieli ("by") over all that
-    have a p-value."""
-    tested = [d.p for d in found if np.isfinite(d.p)]
-    values = iter(stats.false_discovery_control(tested, method=method)) if tested else iter(())
-    return [replace(d, p_adjusted=float(next(values))) if np.isfinite(d.p) else d for d in found]
+    have a p-value, and over tests that were `never_made`, which count as p = 1.
+
+    Those below zero and those above are corrected apart, each with the others as p = 1: many that are clearly worse
+    would otherwise make it easy to be called better.
+    """
+    corrected = list(found)
+    for below in (True, False):
+        p = [d.p if (d.estimate < 0) == below else 1.0 for d in found if np.isfinite(d.p)]
+        values = iter(stats.false_discovery_control([*p, *[1.0] * never_made], method=method)) if p else iter(())
+        for place, d in enumerate(found):
+            if np.isfinite(d.p):
+                value = float(next(values))
+                if (d.estimate < 0) == below:
+                    corrected[place] = replace(d, p_adjusted=value)
+    return corrected

@@ -16,6 +16,8 @@ CONTROL = {
 BEST = (
     "Final is of all validation documents, best of the odd ones (the even chose it): so it may read higher than final."
 )
+PAIRED = {"exact": " (same initialisation, same data order)", "tuned": ""}
+LISTED = 5  # configurations that one sentence names
 CORRECTION = {"bh": "Benjamini-Hochberg", "by": "Benjamini-Yekutieli"}
 
 
@@ -30,7 +32,9 @@ def name(row: Row) -> str:
 
 
 def number(value: float, digits: int = 4, sign: bool = False) -> str:
-    """Fixed digits; a dash for what is not there."""
+    """Fixed digits, of a difference (with its sign) so many that it is not 0; a dash for what is not there."""
+    if sign and 0 < abs(value) < 0.5 * 10**-digits:
+        return f"{value:+.1e}"
     return "-" if value != value else f"{value:{'+' if sign else ''}.{digits}f}"
 
 
@@ -70,16 +74,27 @@ def answer(report: Report) -> list[str]:
     rows = [row for row in report.rows if row.views[report.primary].n and not row.configuration.is_censored]
     if not rows:
         return ["Every configuration with a finished run has pruned or diverged ones, too: no mean is fair to rank."]
-    first, unit = rows[0], report.question.metric
+    first, unit, lacking = rows[0], report.question.metric, [row for row in rows if row.n < row.expected]
     figure = f"{mean_sd(first.views[report.primary])} {unit}, n={first.views[report.primary].n}"
     said = [f"Lowest validation {unit} ({VIEW[report.primary]}): {first.configuration.label} ({figure})."]
+    if len(lacking) == len(rows) and len(rows) > 1:
+        said.append("No configuration has all its seeds yet, so the lowest may be one that lacks the hard ones.")
+    elif lacking:
+        said.append(f"Not ranked with the others, since they lack seeds: {listed(lacking)}.")
     said += [_against(first, report, control) for control in CONTROLS]
     said += [_tally(rows, report, control) for control in CONTROLS]
-    if len(rows) > 2 and not first.configuration.is_baseline:
+    if len(report.rows) > 2 and not first.configuration.is_baseline:
         said.append(
-            f"It was picked as the lowest of {len(rows)}, so part of its lead is luck: confirm it with fresh seeds."
+            f"It was picked as the lowest of {len(report.rows)}, so part of its lead is luck: confirm it with fresh "
+            "seeds."
         )
     return [sentence for sentence in said if sentence]
+
+
+def listed(rows: list[Row]) -> str:
+    """Some of the labels, with how many of their seeds there are."""
+    more = f" and {len(rows) - LISTED} more" if len(rows) > LISTED else ""
+    return ", ".join(f"{name(row)} ({row.n}/{row.expected})" for row in rows[:LISTED]) + more
 
 
 def _against(row: Row, report: Report, control: str) -> str:
@@ -94,7 +109,8 @@ def _against(row: Row, report: Report, control: str) -> str:
         return f"{says}, without an interval: {d.why}."
     if d.method == "documents":
         spread = f"{level(report)} interval {interval(d)}"
-        return f"{says}, {spread} over the documents of one seed: weak evidence, not a test."
+        documents = len(row.configuration.runs[d.seeds[0]].documents)
+        return f"{says}, {spread} over {documents} documents and one seed: weak evidence, not a test."
     tested = f"corrected p {probability(d.p_adjusted, '= ')}, {d.pairs} pairs"
     return f"{says}, {level(report)} interval {interval(d)}, {tested}: {sure}."
 
@@ -126,10 +142,12 @@ def notes(report: Report) -> list[str]:
     methods = {d.method for row in report.rows for d in row.differences.values()}
     if "seeds" in methods:
         said.append(
-            f"Differences are ours minus the control's, paired by seed (same initialisation, same data order): "
-            f"Student's paired t-test (scipy.stats.ttest_rel) with its {level(report)} interval. Corrected p: "
+            f"Differences are ours minus the control's, paired by seed{PAIRED[question.controls]}: Student's paired "
+            f"t-test (scipy.stats.ttest_rel) with its {level(report)} interval. Corrected p: "
             f"{CORRECTION[question.correction]} (scipy.stats.false_discovery_control) over all {report.tests} tests "
-            "of this report: every configuration, both controls, every view."
+            f"of this report (every configuration, both controls, every view){_more_tests(report)}; those below 0 and "
+            "those above are corrected apart, each with the others as p = 1, so that many that are worse do not make "
+            "it easy to be called better."
         )
     if "documents" in methods:
         said.append(
@@ -156,7 +174,15 @@ def notes(report: Report) -> list[str]:
         said.append(
             "‡: runs of it were pruned, or diverged. They are in no mean, and what is left is tested against nothing."
         )
+    if any(run.state == "pruned" for run in report.runs):
+        said.append("Losers were pruned: what was not is partly what had luck, and its differences read too low.")
     return said + _mixed(report) + report.said
+
+
+def _more_tests(report: Report) -> str:
+    """Those that the correction counts besides."""
+    count = report.never_made
+    return f" and {count} that were never made, of what was pruned or diverged" if count else ""
 
 
 def _tuned(report: Report) -> list[str]:
@@ -212,7 +238,8 @@ def _budget(cost: str, limit: Limit) -> str:
 def _mixed(report: Report) -> list[str]:
     said = []
     for name, values in report.mixed.items():
-        how = "in rows of their own, never in one mean" if name in APART else "averaged over nevertheless, as asked"
+        averaged = "averaged over nevertheless, as asked; pairs whose two runs differ in it are left out"
+        how = "in rows of their own, never in one mean" if name in APART else averaged
         shown = "; ".join(f"{value}: {len(runs)} runs" for value, runs in values.items())
         said.append(f"The runs differ in {name} ({how}): {shown}.")
     return said
