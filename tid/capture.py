@@ -93,7 +93,8 @@ class Graphs:
     released; each is captured again when it is asked for, without another run. Several processes release none: the
     others would wait in a collective that one of them has left.
 
-    captures: how many there have been; seconds: what they took, with those runs; say: takes a word to the user on each.
+    captures: how many there have been; seconds: what they took, with those runs; gives_way: are graphs released at all?
+    say: takes a word to the user on each.
     """
 
     def __init__(self) -> None:

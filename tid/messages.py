@@ -38,6 +38,7 @@ def train_command(*settings: str) -> str:
 
 
 def out_of_memory(error: BaseException) -> bool:
+    """Does it say that the host's or a GPU's memory was too little?"""
     if isinstance(error, RuntimeError) and NO_MEMORY.search(str(error)):
         return True
     return bool({"MemoryError", "OutOfMemoryError"} & {cls.__name__ for cls in type(error).__mro__})

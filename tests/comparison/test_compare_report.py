@@ -243,6 +243,64 @@ def test_different_code_is_refused_before_repeats_are_dropped(tmp_path):
     assert any("differ in code (averaged over nevertheless" in note for note in words.notes(found))
 
 
+def test_a_pair_is_of_runs_that_agree(tmp_path):
+    """What may differ is averaged over, but not between ours and the control's."""
+    for seed in range(3):
+        mine, its = ("bf16", "fp32") if seed else ("fp32", "fp32")
+        write(tmp_path, seed, 3.9 + 0.01 * seed**2, precision=mine)
+        write(tmp_path, seed, 4.0, scorer="none", drop="none", precision=its)
+        write(tmp_path, seed, 4.1, scorer="random", precision="bf16")
+    found = ask(tmp_path, ["final"], allow=["precision"])
+    entropy = rows(found)["entropy"].differences
+    assert entropy["final", "no_drop"].seeds == (0,) and entropy["final", "random"].seeds == (1, 2)
+    d = rows(found)["random"].differences["final", "no_drop"]
+    assert d.method == "none" and d.why == "its runs and the control's differ in precision, too"
+    assert any("pairs whose two runs differ in it are left out" in note for note in words.notes(found))
+
+
+def test_a_mean_that_lacks_seeds_is_not_the_lowest(three):
+    folder, _ = three
+    write(folder, 0, 3.0, scorer="unigram")  # an easy seed
+    found = ask(folder, ["final"])
+    assert [row.configuration.label for row in found.rows][0] == "entropy"
+    said = " ".join(words.answer(found))
+    assert "Lowest validation loss (equal steps, last step, all documents): entropy" in said
+    assert "Not ranked with the others, since they lack seeds: unigram (1/3)." in said
+
+
+def test_what_was_pruned_counts_among_the_tests(three):
+    folder, _ = three
+    before = rows(ask(folder, ["final"]))["entropy"].differences["final", "random"]
+    for seed in range(3):
+        write(folder, seed, 4.5, scorer="unigram", state="pruned", until=100)
+    found = ask(folder, ["final"])
+    after = rows(found)["entropy"].differences["final", "random"]
+    assert after.p == before.p and after.p_adjusted > before.p_adjusted and found.never_made == 2
+    notes = " ".join(words.notes(found))
+    assert "and 2 that were never made, of what was pruned or diverged" in notes and "Losers were pruned" in notes
+    assert "picked as the lowest of 4" in " ".join(words.answer(found))
+
+
+def test_unlike_speed_has_no_common_wall_clock(tmp_path):
+    write(tmp_path, 0, 4.0, kernels_by_hand=["attention"])
+    write(tmp_path, 1, 4.0, kernels_by_hand=[])
+    found = ask(tmp_path)
+    assert "seconds" not in found.question.at
+    assert any("different compile= or kernels=" in text for text in found.said)
+
+
+def test_half_the_dose_is_another_dose(tmp_path):
+    for seed in range(2):
+        write(tmp_path, seed, 4.0 + 0.1 * seed**2, drop_rate=0.01)
+        write(tmp_path, seed, 4.1, scorer="random", drop_rate=0.02)
+    assert "one of dose" in rows(ask(tmp_path, ["final"]))["entropy"].differences["final", "random"].why
+
+
+@pytest.mark.parametrize(("value", "shown"), [(-3e-6, "-3.0e-06"), (0.0, "+0.0000"), (-0.0312, "-0.0312")])
+def test_a_difference_is_not_rounded_to_none(value, shown):
+    assert words.number(value, sign=True) == shown
+
+
 def test_different_devices_have_no_common_wall_clock(tmp_path):
     write(tmp_path, 0, 4.0)
     write(tmp_path, 1, 4.0, device="another")

@@ -13,6 +13,7 @@ import torch
 from tid.benchmark.ceilings import wait_for
 from tid.benchmark.memory import Meter, give_back
 from tid.config import ConfigError
+from tid.messages import out_of_memory
 
 WARM_UP_STEPS = 3
 MAX_TURN_STEPS = 200
@@ -204,7 +205,7 @@ def reason(error: BaseException) -> str:
     """One line that says why a step could not be timed. A capture that ran out of memory fails by another error."""
     cause: BaseException | None = error
     while cause is not None:
-        if isinstance(cause, torch.OutOfMemoryError) or "out of memory" in str(cause).lower():
+        if out_of_memory(cause):
             return OUT_OF_MEMORY
         cause = cause.__cause__ or cause.__context__
     text = (str(error).strip().splitlines() or [""])[0]

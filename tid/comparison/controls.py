@@ -8,13 +8,15 @@ import math
 import statistics
 from collections.abc import Callable
 from functools import partial
+from operator import attrgetter
 
 from tid.comparison.configurations import RANDOM, Configuration
 from tid.comparison.runs import RunRecord
 from tid.comparison.views import Budgets, choosing
 from tid.config import DROPPING
 
-CONTROLS = ("no_drop", "random")
+KINDS = {"no_drop": attrgetter("is_baseline"), "random": attrgetter("is_random")}  # the controls
+CONTROLS = tuple(KINDS)
 Loss = Callable[[RunRecord], float]
 # Given random scores these all drop the same number of tokens, uniformly chosen: one control serves them all.
 EXCHANGEABLE = {f"tid.selectors.{name}" for name in ("Lowest", "Highest", "Sampled")}
@@ -28,11 +30,8 @@ def assign(configurations: list[Configuration], views: list[str], limits: Budget
         for view in views:
             if how == "tuned":
                 loss = partial(choosing, view=view, limits=limits.get(ours.stratum, {}))
-                kinds = {"no_drop": lambda c: c.is_baseline, "random": lambda c: c.is_random}
-                found = {
-                    control: None if is_control(ours, control) else _best(ours, list(filter(is_one, alike)), loss)
-                    for control, is_one in kinds.items()
-                }
+                found = {name: _best(ours, list(filter(kind, alike)), loss) for name, kind in KINDS.items()
+                         if not is_control(ours, name)}  # fmt: skip
             ours.controls |= {(view, control): c for control, c in found.items() if c is not None}
 
 
@@ -63,11 +62,7 @@ def _best(of: Configuration, among: list[Configuration], loss: Loss) -> Configur
     """The lowest mean of those that are not censored and whose runs all reach the view's budget, on seeds that all
     have: of those with the most seeds in common with `of`, for another might lack just the hard ones."""
     fair = [c for c in among if c.runs and not c.is_censored and all(map(math.isfinite, map(loss, c.runs.values())))]
-    most = max((len(c.runs.keys() & of.runs.keys()) for c in fair), default=0)
-    fair = [c for c in fair if len(c.runs.keys() & of.runs.keys()) == most]
-    shared = set.intersection(*(set(c.runs) for c in fair), set(of.runs) or set(fair[0].runs)) if fair else set()
-
-    def mean(c: Configuration) -> float:
-        return statistics.fmean(loss(run) for seed, run in c.runs.items() if seed in shared or not shared)
-
-    return min(fair, key=mean, default=None)
+    common = [len(c.runs.keys() & of.runs.keys()) for c in fair]
+    fair = [c for c, count in zip(fair, common, strict=True) if count == max(common)]
+    shared = set(of.runs).intersection(*(c.runs for c in fair))
+    return min(fair, key=lambda c: statistics.fmean(loss(c.runs[seed]) for seed in shared or c.runs), default=None)

@@ -36,13 +36,14 @@ def differences(
     been had no run been pruned. controls: how they were assigned, see tid.comparison.controls; mixed: facts in which
     the runs were allowed to differ, but not the two of a pair."""
     found: dict[Key, Difference] = {}
+    marks = _marks(mixed or {})
     single: dict[tuple, list[tuple[Key, RunRecord, RunRecord]]] = defaultdict(list)
     for ours in configurations:
         for control in CONTROLS:
             for view in views:
                 key, theirs = (ours.key, view, control), ours.controls.get((view, control))
                 refused = _refusal(ours, theirs, control, controls)
-                seeds, apart = _pairs(ours, theirs, mixed or {})
+                seeds, apart = _pairs(ours, theirs, marks)
                 if refused := refused or apart:
                     found[key] = Difference("none", why=refused)
                 elif len(seeds) == 1 and view in ("final", "best"):
@@ -61,19 +62,23 @@ def never_made(configurations: list[Configuration], views: list[str]) -> int:
     return len(views) * sum(not is_control(c, control) for c in censored for control in CONTROLS)
 
 
-def _pairs(ours: Configuration, theirs: Configuration | None, mixed: Mixed) -> tuple[list[int], str]:
-    """The seeds with which both sides' runs agree in the facts that may be mixed; and why there is none."""
+def _marks(mixed: Mixed) -> dict[RunRecord, dict[str, str]]:
+    """What each run has of the facts that are averaged over."""
+    marks: dict[RunRecord, dict[str, str]] = defaultdict(dict)
+    for name in mixed.keys() - set(APART):
+        for mark, runs in mixed[name].items():
+            for run in runs:
+                marks[run][name] = mark
+    return marks
+
+
+def _pairs(ours: Configuration, theirs: Configuration | None, marks: dict) -> tuple[list[int], str]:
+    """The seeds with which both sides' runs have the same marks; and why there is none."""
     seeds = sorted(ours.runs.keys() & theirs.runs.keys()) if theirs else []
-    differing = {seed: _differing(ours.runs[seed], theirs.runs[seed], mixed) for seed in seeds}
-    alike = [seed for seed in seeds if not differing[seed]]
-    facts = sorted(set().union(*differing.values()))
-    return alike, "" if alike else f"its runs and the control's differ in {' and '.join(facts)}, too"
-
-
-def _differing(ours: RunRecord, theirs: RunRecord, mixed: Mixed) -> set[str]:
-    """In which facts two runs differ."""
-    values = {name: {id(run): value for value, runs in mixed[name].items() for run in runs} for name in mixed}
-    return {name for name in mixed.keys() - set(APART) if values[name][id(ours)] != values[name][id(theirs)]}
+    alike = [seed for seed in seeds if marks.get(ours.runs[seed]) == marks.get(theirs.runs[seed])]
+    facts = {name for seed in seeds for name, value in marks.get(ours.runs[seed], {}).items()
+             if value != marks[theirs.runs[seed]][name]}  # fmt: skip
+    return alike, "" if alike else f"its runs and the control's differ in {' and '.join(sorted(facts))}, too"
 
 
 def _refusal(ours: Configuration, theirs: Configuration | None, control: str, controls: str) -> str:

@@ -116,13 +116,12 @@ def adjusted(found: list[Difference], method: str, never_made: int = 0) -> list[
     Those below zero and those above are corrected apart, each with the others as p = 1: many that are clearly worse
     would otherwise make it easy to be called better.
     """
-    corrected = list(found)
+    corrected, tested = list(found), [place for place, d in enumerate(found) if np.isfinite(d.p)]
     for below in (True, False):
-        p = [d.p if (d.estimate < 0) == below else 1.0 for d in found if np.isfinite(d.p)]
-        values = iter(stats.false_discovery_control([*p, *[1.0] * never_made], method=method)) if p else iter(())
-        for place, d in enumerate(found):
-            if np.isfinite(d.p):
-                value = float(next(values))
-                if (d.estimate < 0) == below:
-                    corrected[place] = replace(d, p_adjusted=value)
+        mine = {place: found[place] for place in tested if (found[place].estimate < 0) == below}
+        if mine:
+            others = [1.0] * (len(tested) - len(mine) + never_made)
+            values = stats.false_discovery_control([*(d.p for d in mine.values()), *others], method=method)
+            for (place, d), value in zip(mine.items(), values, strict=False):
+                corrected[place] = replace(d, p_adjusted=float(value))
     return corrected

@@ -16,6 +16,7 @@ from tid.comparison.words import (
     alpha,
     answer,
     called,
+    count,
     interval,
     level,
     mean_sd,
@@ -43,11 +44,6 @@ class Table:
     title: str
     header: list[str]
     rows: list[list[str]]
-
-
-def count(row: Row) -> str:
-    """3, or 2/3 when seeds that the sweep has are not in the mean."""
-    return str(row.n) if row.n == row.expected else f"{row.n}/{row.expected}"
 
 
 def duration(seconds: float) -> str:

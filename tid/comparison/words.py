@@ -17,7 +17,7 @@ BEST = (
     "Final is of all validation documents, best of the odd ones (the even chose it): so it may read higher than final."
 )
 PAIRED = {"exact": " (same initialisation, same data order)", "tuned": ""}
-LISTED = 5  # configurations that one sentence names
+COUNTED = 5  # configurations that a sentence names
 CORRECTION = {"bh": "Benjamini-Hochberg", "by": "Benjamini-Yekutieli"}
 
 
@@ -29,6 +29,11 @@ def called(control: str, report: Report) -> str:
 def name(row: Row) -> str:
     """A row's label, marked ‡ when runs of it were pruned or diverged."""
     return row.configuration.label + (" ‡" if row.configuration.is_censored else "")
+
+
+def count(row: Row) -> str:
+    """3, or 2/3 when seeds that the sweep has are not in the mean."""
+    return str(row.n) if row.n == row.expected else f"{row.n}/{row.expected}"
 
 
 def number(value: float, digits: int = 4, sign: bool = False) -> str:
@@ -80,7 +85,7 @@ def answer(report: Report) -> list[str]:
     if len(lacking) == len(rows) and len(rows) > 1:
         said.append("No configuration has all its seeds yet, so the lowest may be one that lacks the hard ones.")
     elif lacking:
-        said.append(f"Not ranked with the others, since they lack seeds: {listed(lacking)}.")
+        said.append(f"Not ranked with the others, since they lack seeds: {counted(lacking)}.")
     said += [_against(first, report, control) for control in CONTROLS]
     said += [_tally(rows, report, control) for control in CONTROLS]
     if len(report.rows) > 2 and not first.configuration.is_baseline:
@@ -91,10 +96,10 @@ def answer(report: Report) -> list[str]:
     return [sentence for sentence in said if sentence]
 
 
-def listed(rows: list[Row]) -> str:
+def counted(rows: list[Row]) -> str:
     """Some of the labels, with how many of their seeds there are."""
-    more = f" and {len(rows) - LISTED} more" if len(rows) > LISTED else ""
-    return ", ".join(f"{name(row)} ({row.n}/{row.expected})" for row in rows[:LISTED]) + more
+    more = f" and {len(rows) - COUNTED} more" if len(rows) > COUNTED else ""
+    return ", ".join(f"{name(row)} ({count(row)})" for row in rows[:COUNTED]) + more
 
 
 def _against(row: Row, report: Report, control: str) -> str:
