@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -14,8 +15,9 @@ import kernel_checks
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.experimental.gluon._runtime import GluonASTSource
 
-from tid.kernels import between, loss, row_gradient, self_attention
+from tid.kernels import between, loss, loss_on_chip, row_gradient, self_attention
 
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 TENSORS = dict.fromkeys(("qkv", "dy", "dqkv", "y", "gate_up", "dh", "h", "low", "logits"), "*bf16") | dict.fromkeys(
@@ -50,7 +52,9 @@ def compiled(kernel, capability: int, constants: dict):
     types = {name: {**TENSORS, **NUMBERS}.get(name, "*fp32") for name in kernel.arg_names}
     signature = types | dict.fromkeys(constants, "constexpr")
     values = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
-    source = ASTSource(fn=kernel, signature=signature, constexprs=values)
+    kind = GluonASTSource if kernel.is_gluon() else ASTSource
+    aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(kernel.arg_names) if signature[name][0] == "*"}
+    source = kind(fn=kernel, signature=signature, constexprs=values, attrs=aligned)
     return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
 
 
@@ -66,6 +70,9 @@ def test_they_compile_for_gpus_that_are_not_here(capability):
          {"SIZE": 768, "BLOCK": 1024, "AT_ONCE": 2, "AHEAD": 3, "SMALLEST": between.SMALLEST_WEIGHT, "num_warps": 4}),
     ]
     if capability >= 90:
+        chosen.append((loss_on_chip.cross_entropy_on_chip_kernel,
+                       {"VOCABULARY": 50257, "COLUMNS": 50304, "BLOCK": loss_on_chip.BLOCK, "WIDTH": loss_on_chip.WIDTH,
+                        "GRADIENT": True, "num_warps": 16}))  # fmt: skip
         for length, own in [(64, False), (128, False), (128, True), (65, True)]:
             qkv, cos = torch.empty(8, length, 3 * 64), torch.empty(*(8,) * own, length, 64)
             counts = torch.empty(8) if length == 65 else None
@@ -81,3 +88,15 @@ def test_they_compile_for_gpus_that_are_not_here(capability):
         assert made.asm["cubin"]
         room = 232_448 if capability >= 90 else 101_376  # bytes of shared memory that an H100, an RTX 4060 has
         assert made.metadata.shared <= room
+
+
+def test_two_rows_of_logits_share_a_multiprocessor_of_an_h100_and_none_of_an_rtx_4060():
+    def fits(columns: int, memory: int, dtype: torch.dtype = torch.bfloat16) -> bool:
+        logits = mock.Mock(is_cuda=True, shape=(4, columns), **{"element_size.return_value": dtype.itemsize})
+        has = mock.Mock(shared_memory_per_multiprocessor=memory)
+        with mock.patch.object(torch.cuda, "get_device_properties", return_value=has):
+            return loss_on_chip.fits_on_chip(logits)
+
+    h100, rtx_4060 = 233_472, 102_400
+    assert fits(50_304, h100) and not fits(50_304, rtx_4060) and fits(16_384, rtx_4060)
+    assert not fits(100_352, h100) and not fits(50_257, h100) and not fits(50_304, h100, torch.float32)

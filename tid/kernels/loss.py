@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from tid.kernels.loss_on_chip import cross_entropy_on_chip_, fits_on_chip
 from tid.kernels.self_attention import LOG2_E
 
 GAIN = 256.0  # of the gradient: 16-bit floats with 5 bits of exponent lose probabilities below 6e-5
@@ -45,6 +46,8 @@ def cross_entropy_kernel(
 def cross_entropy_(logits: Tensor, targets: Tensor, vocabulary: int, gradient: bool) -> Tensor:
     """Nats (N,) float32 of logits (N, rows) whose columns from `vocabulary` on are padding. With `gradient` the logits
     become GAIN · (softmax − one-hot)."""
+    if fits_on_chip(logits):
+        return cross_entropy_on_chip_(logits, targets, vocabulary, math.log2(GAIN), gradient)
     nats = torch.empty(len(logits), device=logits.device)
     constants = {"COLUMNS": logits.shape[1], "BLOCK": 4096, "GRADIENT": gradient, "num_warps": 16}
     cross_entropy_kernel[(len(logits),)](logits, targets, nats, vocabulary, math.log2(GAIN), **constants)
