@@ -25,6 +25,7 @@ TENSORS = dict.fromkeys(("qkv", "dy", "dqkv", "y", "gate_up", "dh", "h", "low", 
 )
 INTEGERS = ("items", "slots", "length", "rope_stride", "vocabulary", "rows", "each")
 NUMBERS = dict.fromkeys(INTEGERS, "i32") | {"scale": "fp32", "log_gain": "fp32"}
+OF_ONE = 233_472  # bytes of shared memory that a multiprocessor of an H100 has
 
 
 @pytest.mark.slow
@@ -70,9 +71,6 @@ def test_they_compile_for_gpus_that_are_not_here(capability):
          {"SIZE": 768, "BLOCK": 1024, "AT_ONCE": 2, "AHEAD": 3, "SMALLEST": between.SMALLEST_WEIGHT, "num_warps": 4}),
     ]
     if capability >= 90:
-        chosen.append((loss_on_chip.cross_entropy_on_chip_kernel,
-                       {"VOCABULARY": 50257, "COLUMNS": 50304, "BLOCK": loss_on_chip.BLOCK, "WIDTH": loss_on_chip.WIDTH,
-                        "GRADIENT": True, "num_warps": 16}))  # fmt: skip
         for length, own in [(64, False), (128, False), (128, True), (65, True)]:
             qkv, cos = torch.empty(8, length, 3 * 64), torch.empty(*(8,) * own, length, 64)
             counts = torch.empty(8) if length == 65 else None
@@ -90,13 +88,29 @@ def test_they_compile_for_gpus_that_are_not_here(capability):
         assert made.metadata.shared <= room
 
 
-def test_two_rows_of_logits_share_a_multiprocessor_of_an_h100_and_none_of_an_rtx_4060():
-    def fits(columns: int, memory: int, dtype: torch.dtype = torch.bfloat16) -> bool:
-        logits = mock.Mock(is_cuda=True, shape=(4, columns), **{"element_size.return_value": dtype.itemsize})
-        has = mock.Mock(shared_memory_per_multiprocessor=memory)
-        with mock.patch.object(torch.cuda, "get_device_properties", return_value=has):
+def test_two_rows_of_50304_logits_share_a_multiprocessor_of_a_hopper_gpu():
+    def fits(columns: int, dtype: torch.dtype = torch.bfloat16, address: int = 4096, capability: int = 9) -> bool:
+        logits = mock.Mock(device=torch.device("cuda"), shape=(4, columns))
+        logits.element_size.return_value, logits.data_ptr.return_value = dtype.itemsize, address
+        has = mock.Mock(shared_memory_per_multiprocessor=OF_ONE)
+        with (
+            mock.patch.object(torch.cuda, "get_device_properties", return_value=has),
+            mock.patch.object(torch.cuda, "get_device_capability", return_value=(capability, 0)),
+        ):
             return loss_on_chip.fits_on_chip(logits)
 
-    h100, rtx_4060 = 233_472, 102_400
-    assert fits(50_304, h100) and not fits(50_304, rtx_4060) and fits(16_384, rtx_4060)
-    assert not fits(100_352, h100) and not fits(50_257, h100) and not fits(50_304, h100, torch.float32)
+    assert fits(50_304) and not fits(100_352)
+    assert not fits(50_257) and not fits(50_304, torch.float32) and not fits(50_304, address=4098)
+    assert not fits(4096, capability=8)
+    assert not loss_on_chip.fits_on_chip(torch.zeros(2, 64, dtype=torch.bfloat16))
+
+
+@pytest.mark.parametrize("dtype", ["*bf16", "*fp16"])
+@pytest.mark.parametrize("gradient", [True, False])
+def test_a_program_takes_no_more_shared_memory_than_it_is_said_to(dtype, gradient, monkeypatch):
+    monkeypatch.setitem(TENSORS, "logits", dtype)
+    constants = {"VOCABULARY": 50257, "COLUMNS": 50304, "BLOCK": loss_on_chip.BLOCK, "WIDTH": loss_on_chip.WIDTH}
+    kernel = loss_on_chip.cross_entropy_on_chip_kernel
+    shared = compiled(kernel, 90, constants | {"GRADIENT": gradient, "num_warps": 16}).metadata.shared
+    taken = 2 * 13 * loss_on_chip.BLOCK + loss_on_chip.EXTRA
+    assert shared + 1024 <= taken and loss_on_chip.PROGRAMS * taken <= OF_ONE

@@ -225,8 +225,10 @@ def drop_tables(run: Run) -> dict[str, list[list]]:
     seen, drops = run.step.token_seen.cpu().numpy(), run.step.token_drops.cpu().numpy()
     ids = np.flatnonzero(seen >= TABLE_MIN_SEEN)
     ids = ids[np.argsort(drops[ids] / seen[ids], kind="stable")]
-    rows = [[run.decode(int(i)), int(seen[i]), float(drops[i] / seen[i])] for i in ids]
-    return {"most_dropped": rows[::-1][:TABLE_ROWS], "least_dropped": rows[:TABLE_ROWS]}
+    ends = {"most_dropped": ids[::-1][:TABLE_ROWS], "least_dropped": ids[:TABLE_ROWS]}
+    return {
+        name: [[run.decode(int(i)), int(seen[i]), float(drops[i] / seen[i])] for i in few] for name, few in ends.items()
+    }
 
 
 def stop_if_broken(run: Run) -> None:

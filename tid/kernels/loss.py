@@ -1,4 +1,5 @@
-"""Cross-entropy and its gradient, in one kernel that writes over the logits."""
+"""Cross-entropy and its gradient, in a kernel that writes over the logits; where a row of them fits into shared memory,
+in the one of `tid.kernels.loss_on_chip`."""
 
 import math
 
@@ -7,8 +8,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tid.kernels.loss_on_chip import cross_entropy_on_chip_, fits_on_chip
 from tid.kernels.self_attention import LOG2_E
+
+try:
+    from tid.kernels.loss_on_chip import cross_entropy_on_chip_, fits_on_chip
+except ImportError:  # a Triton whose Gluon, which is experimental, lies elsewhere
+
+    def fits_on_chip(logits: Tensor) -> bool:
+        return False
+
 
 GAIN = 256.0  # of the gradient: 16-bit floats with 5 bits of exponent lose probabilities below 6e-5
 
@@ -44,8 +52,8 @@ def cross_entropy_kernel(
 
 
 def cross_entropy_(logits: Tensor, targets: Tensor, vocabulary: int, gradient: bool) -> Tensor:
-    """Nats (N,) float32 of logits (N, rows) whose columns from `vocabulary` on are padding. With `gradient` the logits
-    become GAIN · (softmax − one-hot)."""
+    """Nats (N,) float32 of contiguous logits (N, rows) whose columns from `vocabulary` on are padding. With `gradient`
+    the logits become GAIN · (softmax − one-hot)."""
     if fits_on_chip(logits):
         return cross_entropy_on_chip_(logits, targets, vocabulary, math.log2(GAIN), gradient)
     nats = torch.empty(len(logits), device=logits.device)

@@ -10,10 +10,12 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import async_copy
 
+from tid.device import is_hopper
 from tid.kernels.self_attention import LOG2_E
 
-BLOCK, WIDTH = 4096, 8  # columns in flight together, and how many of them, side by side, a thread holds: 16 bytes
+BLOCK, WIDTH = 4096, 8  # columns that are waited for together; how many, side by side, a thread takes: 16 bytes
 PROGRAMS = 2  # on a multiprocessor: one computes while the other waits for its row
+EXTRA = 2048  # bytes beside a row: 64 for the sums, 1024 that the driver keeps
 
 
 @gluon.jit
@@ -70,10 +72,11 @@ def cross_entropy_on_chip_kernel(
 
 
 def fits_on_chip(logits: Tensor) -> bool:
-    """Do PROGRAMS rows of logits (N, rows), in 16 bits, fit into a multiprocessor's shared memory?"""
-    if not logits.is_cuda or logits.element_size() != 2 or logits.shape[1] % WIDTH:
+    """Is this a Hopper GPU, where this was timed, and do PROGRAMS rows of logits (N, rows), in 16 bits and whole
+    vectors, fit into a multiprocessor's shared memory?"""
+    if not is_hopper(logits.device) or logits.element_size() != 2 or logits.shape[1] % WIDTH or logits.data_ptr() % 16:
         return False
-    taken = 2 * BLOCK * -(-logits.shape[1] // BLOCK) + 2048  # and what the sums and the driver need
+    taken = 2 * BLOCK * -(-logits.shape[1] // BLOCK) + EXTRA
     return PROGRAMS * taken <= torch.cuda.get_device_properties(logits.device).shared_memory_per_multiprocessor
 
 
