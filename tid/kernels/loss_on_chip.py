@@ -83,7 +83,8 @@ def fits_on_chip(logits: Tensor) -> bool:
 def cross_entropy_on_chip_(logits: Tensor, targets: Tensor, vocabulary: int, log_gain: float, gradient: bool) -> Tensor:
     """`tid.kernels.loss.cross_entropy_` of logits that fit."""
     nats = torch.empty(len(logits), device=logits.device)
-    constants = {"VOCABULARY": vocabulary, "COLUMNS": logits.shape[1], "BLOCK": BLOCK}
-    constants |= {"WIDTH": WIDTH, "GRADIENT": gradient, "num_warps": 16}
-    cross_entropy_on_chip_kernel[(len(logits),)](logits, targets, nats, log_gain, **constants)
+    cross_entropy_on_chip_kernel[(len(logits),)](
+        logits, targets, nats, log_gain, VOCABULARY=vocabulary, COLUMNS=logits.shape[1], BLOCK=BLOCK, WIDTH=WIDTH,
+        GRADIENT=gradient, num_warps=16,
+    )  # fmt: skip
     return nats
