@@ -71,13 +71,18 @@ def cross_entropy_on_chip_kernel(
             gl.store(base + (column + start), p, mask=column + start < COLUMNS, eviction_policy="evict_first")
 
 
+def shared_bytes(columns: int) -> int:
+    """Of shared memory, at most, that a program takes for a row."""
+    return 2 * BLOCK * -(-columns // BLOCK) + EXTRA
+
+
 def fits_on_chip(logits: Tensor) -> bool:
     """Is this a Hopper GPU, where this was timed, and do PROGRAMS rows of logits (N, rows), in 16 bits and whole
     vectors, fit into a multiprocessor's shared memory?"""
     if not is_hopper(logits.device) or logits.element_size() != 2 or logits.shape[1] % WIDTH or logits.data_ptr() % 16:
         return False
-    taken = 2 * BLOCK * -(-logits.shape[1] // BLOCK) + EXTRA
-    return PROGRAMS * taken <= torch.cuda.get_device_properties(logits.device).shared_memory_per_multiprocessor
+    has = torch.cuda.get_device_properties(logits.device).shared_memory_per_multiprocessor
+    return PROGRAMS * shared_bytes(logits.shape[1]) <= has
 
 
 def cross_entropy_on_chip_(logits: Tensor, targets: Tensor, vocabulary: int, log_gain: float, gradient: bool) -> Tensor:
